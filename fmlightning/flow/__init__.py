@@ -1,0 +1,1 @@
+"""The mathematics of flow matching: tensors in, tensors out. It knows torch, torchdiffeq, scipy and POT only."""

@@ -1,0 +1,115 @@
+r"""All randomness, as a pure function of (seed, purpose, step, sample index).
+
+A `Key` names a stream of random numbers; `fold` derives another from it:
+
+    Key(seed).fold("noise", step)
+
+and gives numbers in two ways. `generator` seeds torch's own generator: the fastest draw for a whole
+batch, whose row i depends on the key, the row and the batch size. `rows` is counter-based: row i
+depends on the key and on `index[i]` alone, so sample 137 is the same in any batch, on any process
+and on any device. Neither reads or moves a global random state.
+
+The counter-based numbers are Philox-4x32-10 in integer tensor arithmetic; normals are Box-Muller.
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Key:
+    """The name of a stream: `seed` at the root, then whatever was folded in, hashed to 64 bits."""
+
+    seed: int
+
+    def fold(self, *names: int | str) -> "Key":
+        """The key of a stream within this one; different names give unrelated streams."""
+        text = repr((self.seed, *names)).encode()
+        return Key(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1)
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh torch generator at the start of this stream.
+
+        CPU and CUDA generators give different numbers for one seed, and on the CPU `randn(n)[:k]`
+        is not `randn(k)`: always draw the same shape, and slice.
+        """
+        return torch.Generator(device).manual_seed(self.seed)
+
+    def rows(self, index: Int[Tensor, " B"]) -> "Rows":
+        """One stream for each sample index."""
+        words = torch.tensor([self.seed & MASK, self.seed >> 32], device=index.device)
+        return Rows(words, index)
+
+
+class Rows(NamedTuple):
+    """One random stream for each row of a batch: a pair of tensors, so it passes through compiled code.
+
+    `stream` numbers unrelated draws from the same rows (for example, the dropout layers of a network).
+    """
+
+    words: Tensor
+    index: Tensor
+
+    def bits(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
+        """Independent 32-bit words, as int64 in [0, 2**32)."""
+        blocks = torch.arange(math.ceil(count / 4), device=self.index.device)
+        low, high = (self.index & MASK)[:, None], (self.index >> 32)[:, None]
+        c = philox(
+            (blocks[None], low, high, torch.full_like(low, stream)), (self.words[0], self.words[1])
+        )
+        return torch.stack(torch.broadcast_tensors(*c), -1).flatten(1)[:, :count]
+
+    def uniform(
+        self, shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Uniform numbers in the open interval (0, 1), of shape (B, *shape)."""
+        # 23 bits: the largest value, 1 - 2**-24, is still below one in float32
+        words = self.bits(math.prod(shape), stream) >> 9
+        return ((words + 0.5) * 2.0**-23).to(dtype).reshape(-1, *shape)
+
+    def normal(
+        self, shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normal numbers of shape (B, *shape); none is farther out than 6.7."""
+        count = math.prod(shape)
+        words = self.bits(2 * math.ceil(count / 2), stream)
+        u = ((words + 0.5) * 2.0**-32).to(dtype).unflatten(1, (-1, 2))
+        radius, angle = (-2 * u[..., 0].log()).sqrt(), 2 * math.pi * u[..., 1]
+        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+        return pairs.flatten(1)[:, :count].reshape(-1, *shape)
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-10: four words of counter and two of key into four random words.
+
+    Words are int64 tensors in [0, 2**32). A product wraps in int64, which keeps its 64 bits: the
+    shift brings the high word down and the mask drops the copies of the sign.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (p1 >> 32) & MASK ^ c1 ^ k0,
+            p1 & MASK,
+            (p0 >> 32) & MASK ^ c3 ^ k1,
+            p0 & MASK,
+        )
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+    return c0, c1, c2, c3

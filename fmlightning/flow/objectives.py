@@ -1,0 +1,49 @@
+r"""The conditional flow matching loss.
+
+    L_CFM = E |network(x_t, t) - u_t|^2,   t ~ law of times, (x0, x1) ~ coupling                  (1)
+
+Its gradient is that of the flow matching loss E |network(x_t, t) - u_t(x_t)|^2, whose target, the marginal
+velocity, nobody can compute on real data; the two differ by a constant.
+
+Source: Lipman et al. 2023, arXiv:2210.02747, Theorem 2.
+"""
+
+from torch import Tensor
+
+from fmlightning.flow.fields import Network, evaluate
+from fmlightning.flow.keys import Rows
+from fmlightning.flow.paths import PathSample
+from fmlightning.flow.predictions import Prediction, target
+from fmlightning.flow.schedules import Schedule
+from fmlightning.flow.shapes import Labels, PerSample
+
+
+def cfm_loss(
+    network: Network,
+    schedule: Schedule,
+    sample: PathSample,
+    *,
+    predicts: Prediction = "velocity",
+    y: Labels | None = None,
+    rows: Rows | None = None,
+) -> PerSample:
+    """The loss (1) of each sample, divided by its number of dimensions.
+
+        path = AffinePath(Linear())
+        loss = cfm_loss(network, path.schedule, path.sample(x0, x1, t)).mean()
+
+    Args:
+        network: `net(x, t, y=None) -> like x`.
+        sample: from `AffinePath.sample`.
+        predicts: what the network outputs; the loss is taken on that output, so it is comparable
+            between paths only for one prediction.
+        y: class labels, (B,), for a conditional network.
+        rows: keyed streams of the samples, for networks with dropout.
+    """
+    prediction = evaluate(network, schedule, sample.xt, sample.t, y, rows)
+    return mean_square(prediction - target(predicts, sample, schedule))
+
+
+def mean_square(error: Tensor) -> PerSample:
+    """|error|^2 / D of each sample."""
+    return error.square().flatten(1).mean(1)

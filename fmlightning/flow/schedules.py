@@ -1,0 +1,479 @@
+r"""The curves of a probability path.
+
+Every path of this library has the form
+
+    x_t = alpha(t) x1 + sigma(t) x0 + gamma(t) eps         (1)
+    u_t = alpha'(t) x1 + sigma'(t) x0 + gamma'(t) eps      (2)
+
+with eps ~ N(0, I) independent of the pair: a path is six curves. For a Gaussian source, x_t given x1
+is N(alpha x1, V I) with V = sigma^2 + gamma^2, and `half_d_variance` = V'/2 = sigma sigma' + gamma gamma'
+is given as one quantity, because at the ends of several paths it is finite while its factors are not.
+
+Time runs from the source at t = 0 to the data at t = 1. A schedule is never clipped. Where E|u_t|^2
+diverges at an end, `interval` names where training and sampling stay, by default 1e-3 away from it.
+
+Source: the table of Lipman et al. 2024, arXiv:2412.06264, sec. 4, and the papers named below.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmlightning.flow.shapes import Times
+
+MARGIN = 1e-3
+"""Distance from a singular end at which training and sampling stop, unless another is asked for."""
+
+
+class Coefficients(NamedTuple):
+    """The six curves at a time."""
+
+    alpha: Tensor
+    sigma: Tensor
+    gamma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+    d_gamma: Tensor
+
+
+class Schedule(ABC):
+    """The curves of a path: alpha on the data, sigma on the source, gamma on extra noise."""
+
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Where E|u_t|^2 is finite: training times are drawn and solvers run here."""
+
+    @abstractmethod
+    def alpha(self, t: Times) -> Times: ...
+
+    @abstractmethod
+    def sigma(self, t: Times) -> Times: ...
+
+    @abstractmethod
+    def d_alpha(self, t: Times) -> Times: ...
+
+    @abstractmethod
+    def d_sigma(self, t: Times) -> Times: ...
+
+    def gamma(self, t: Times) -> Times:
+        return torch.zeros_like(t)
+
+    def d_gamma(self, t: Times) -> Times:
+        return torch.zeros_like(t)
+
+    def half_d_variance(self, t: Times) -> Times:
+        """sigma sigma' + gamma gamma', finite where the curves allow it."""
+        return self.sigma(t) * self.d_sigma(t) + self.gamma(t) * self.d_gamma(t)
+
+    def variance(self, t: Times) -> Times:
+        """V = sigma^2 + gamma^2, the variance of x_t given x1 for a standard normal source."""
+        return self.sigma(t) ** 2 + self.gamma(t) ** 2
+
+    def std(self, t: Times) -> Times:
+        """sqrt(V)."""
+        return self.sigma(t) if not self.has_gamma else self.variance(t).sqrt()
+
+    def d_std(self, t: Times) -> Times:
+        """Derivative of `std`; infinite at the singular end of a path."""
+        return self.d_sigma(t) if not self.has_gamma else self.half_d_variance(t) / self.std(t)
+
+    @property
+    def has_gamma(self) -> bool:
+        """Whether the path adds noise of its own, gamma > 0."""
+        return type(self).gamma is not Schedule.gamma
+
+    def input_scale(self, t: Times) -> Times | None:
+        """What multiplies x_t before a network sees it; None leaves it as it is."""
+        return None
+
+    def __call__(self, t: Times) -> Coefficients:
+        return Coefficients(
+            self.alpha(t),
+            self.sigma(t),
+            self.gamma(t),
+            self.d_alpha(t),
+            self.d_sigma(t),
+            self.d_gamma(t),
+        )
+
+    def snr(self, t: Times) -> Times:
+        """Signal-to-noise ratio alpha / sqrt(V), not squared; infinite where the noise is gone."""
+        return self.alpha(t) / self.std(t)
+
+    def snr_inverse(self, snr: Times) -> Times:
+        """The time at which `snr` reaches a value, by bisection in float64.
+
+        Values outside the range of the path return its nearest end.
+        """
+        target = snr.double()
+        low, high = torch.zeros_like(target), torch.ones_like(target)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.snr(middle) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2).to(snr.dtype)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Conditional optimal transport: alpha = t, sigma = 1 - (1 - sigma_min) t.
+
+    Source: Lipman et al. 2023, arXiv:2210.02747, eqs. 20-23; `sigma_min = 0` is rectified flow
+    (Liu et al. 2022, arXiv:2209.03003).
+
+    Args:
+        sigma_min: standard deviation that is left around a data point at t = 1, in [0, 1).
+    """
+
+    sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"sigma_min={self.sigma_min} must lie in [0, 1)")
+
+    def alpha(self, t: Times) -> Times:
+        return t
+
+    def sigma(self, t: Times) -> Times:
+        return 1 - (1 - self.sigma_min) * t
+
+    def d_alpha(self, t: Times) -> Times:
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return torch.full_like(t, self.sigma_min - 1)
+
+
+@dataclass(frozen=True)
+class IndependentCFM(Schedule):
+    """The path of independent CFM: a straight line in constant noise, alpha = t, sigma = 1 - t, gamma = s.
+
+    Both ends are blurred by s: it starts from p0 * N(0, s^2 I) and ends at q * N(0, s^2 I).
+    Source: Tong et al. 2024, arXiv:2302.00482, sec. 3.2.
+
+    Args:
+        s: standard deviation of the added noise, positive.
+    """
+
+    s: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.s > 0:
+            raise ValueError(f"s={self.s} must be positive; without noise use Linear")
+
+    def alpha(self, t: Times) -> Times:
+        return t
+
+    def sigma(self, t: Times) -> Times:
+        return 1 - t
+
+    def gamma(self, t: Times) -> Times:
+        return torch.full_like(t, self.s)
+
+    def d_alpha(self, t: Times) -> Times:
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return torch.full_like(t, -1.0)
+
+
+@dataclass(frozen=True)
+class SchrodingerBridge(Schedule):
+    """Brownian bridges between the pair: alpha = t, sigma = 1 - t, gamma = s sqrt(t (1 - t)).
+
+    With the entropic coupling of weight 2 s^2 this is the Schroedinger bridge.
+    Source: Tong et al. 2024, arXiv:2302.00482, sec. 3.2.
+
+    Args:
+        s: diffusion of the bridge, positive.
+        margin: distance kept from both ends, where E|u_t|^2 diverges.
+    """
+
+    s: float = 1.0
+    margin: float = MARGIN
+
+    def __post_init__(self) -> None:
+        if not self.s > 0:
+            raise ValueError(f"s={self.s} must be positive; without noise use Linear")
+        check_margin(self.margin)
+
+    @property
+    def interval(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.margin, 1 - self.margin
+
+    def alpha(self, t: Times) -> Times:
+        return t
+
+    def sigma(self, t: Times) -> Times:
+        return 1 - t
+
+    def gamma(self, t: Times) -> Times:
+        return self.s * (t * (1 - t)).sqrt()
+
+    def d_alpha(self, t: Times) -> Times:
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return torch.full_like(t, -1.0)
+
+    def d_gamma(self, t: Times) -> Times:
+        return self.s * (1 - 2 * t) / (2 * (t * (1 - t)).sqrt())
+
+    def half_d_variance(self, t: Times) -> Times:
+        return t - 1 + self.s**2 * (1 - 2 * t) / 2
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Schedule):
+    """The diffusion path alpha^2 + sigma^2 = 1 with a linear noise rate.
+
+        alpha = exp(-T(1 - t) / 2),  sigma = sqrt(1 - alpha^2),  T(s) = beta_min s + (beta_max - beta_min) s^2 / 2
+
+    alpha(0) = 0.0066 rather than 0: the start law N(0, sigma(0)^2 I) is a floor no tolerance removes.
+    Source: Song et al. 2021, arXiv:2011.13456; Lipman et al. 2023, arXiv:2210.02747, eq. 19.
+
+    Args:
+        beta_min: noise rate at the data end, non-negative.
+        beta_max: noise rate at the source end.
+        margin: distance kept from t = 1, where E|u_t|^2 diverges.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    margin: float = MARGIN
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta_min < self.beta_max:
+            raise ValueError(
+                f"beta_min={self.beta_min} and beta_max={self.beta_max} must satisfy 0 <= beta_min < beta_max"
+            )
+        check_margin(self.margin)
+
+    @property
+    def interval(self) -> tuple[float, float]:  # type: ignore[override]
+        return 0.0, 1 - self.margin
+
+    def integrated_rate(self, t: Times) -> Times:
+        s = 1 - t
+        return self.beta_min * s + (self.beta_max - self.beta_min) * s**2 / 2
+
+    def alpha(self, t: Times) -> Times:
+        return torch.exp(-self.integrated_rate(t) / 2)
+
+    def sigma(self, t: Times) -> Times:
+        # 1 - exp(-T) cancels near t = 1, expm1 does not
+        return torch.sqrt(-torch.expm1(-self.integrated_rate(t)))
+
+    def d_alpha(self, t: Times) -> Times:
+        return self.alpha(t) * (self.beta_min + (self.beta_max - self.beta_min) * (1 - t)) / 2
+
+    def d_sigma(self, t: Times) -> Times:
+        return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
+
+    def half_d_variance(self, t: Times) -> Times:
+        return -self.alpha(t) * self.d_alpha(t)
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Schedule):
+    """The diffusion path that adds noise to unscaled data: alpha = 1.
+
+        sigma = sigma_min sqrt((sigma_max / sigma_min)^(2 (1 - t)) - 1)
+
+    alpha(0) = 1, so the true start law is q * N(0, sigma(0)^2 I); sampling starts from N(0, sigma(0)^2 I), a
+    floor of about the data's variance over sigma_max^2. Velocities reach sigma_max log(sigma_max / sigma_min):
+    predict noise, and let the network see x / sqrt(1 + sigma^2) as `input_scale` does.
+    Source: Song et al. 2021, arXiv:2011.13456; Lipman et al. 2023, arXiv:2210.02747, eq. 18.
+
+    Args:
+        sigma_min: noise scale at the data end.
+        sigma_max: noise scale at the source end.
+        margin: distance kept from t = 1, where E|u_t|^2 diverges.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    margin: float = MARGIN
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must satisfy 0 < sigma_min < sigma_max"
+            )
+        check_margin(self.margin)
+
+    @property
+    def interval(self) -> tuple[float, float]:  # type: ignore[override]
+        return 0.0, 1 - self.margin
+
+    @property
+    def log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Times) -> Times:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Times) -> Times:
+        return self.sigma_min * torch.expm1(2 * (1 - t) * self.log_ratio).sqrt()
+
+    def d_alpha(self, t: Times) -> Times:
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return self.half_d_variance(t) / self.sigma(t)
+
+    def half_d_variance(self, t: Times) -> Times:
+        return -self.log_ratio * self.sigma_min**2 * torch.exp(2 * (1 - t) * self.log_ratio)
+
+    def input_scale(self, t: Times) -> Times | None:
+        return 1 / torch.sqrt(1 + self.sigma(t) ** 2)
+
+
+@dataclass(frozen=True)
+class Trigonometric(Schedule):
+    """The cosine, or generalised variance preserving, path: alpha = sin(pi t / 2), sigma = cos(pi t / 2).
+
+    Source: Albergo and Vanden-Eijnden 2023, arXiv:2209.15571; SiT, arXiv:2401.08740.
+    """
+
+    def alpha(self, t: Times) -> Times:
+        return torch.sin(math.pi / 2 * t)
+
+    def sigma(self, t: Times) -> Times:
+        # sin of the distance to t = 1: exactly zero there, which cos(pi / 2) is not
+        return torch.sin(math.pi / 2 * (1 - t))
+
+    def d_alpha(self, t: Times) -> Times:
+        return math.pi / 2 * self.sigma(t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return -math.pi / 2 * self.alpha(t)
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """alpha = t^n, sigma = 1 - t^n.
+
+    Source: Lipman et al. 2024, arXiv:2412.06264, sec. 4.
+
+    Args:
+        n: the power, at least 1; n = 1 is Linear.
+    """
+
+    n: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.n >= 1:
+            raise ValueError(f"n={self.n} must be at least 1, or the velocity is infinite at t = 0")
+
+    def alpha(self, t: Times) -> Times:
+        return t**self.n
+
+    def sigma(self, t: Times) -> Times:
+        return 1 - t**self.n
+
+    def d_alpha(self, t: Times) -> Times:
+        return self.n * t ** (self.n - 1)
+
+    def d_sigma(self, t: Times) -> Times:
+        return -self.n * t ** (self.n - 1)
+
+
+@dataclass(frozen=True)
+class LinearVP(Schedule):
+    """Linear in the data, variance preserving: alpha = t, sigma = sqrt(1 - t^2).
+
+    Source: Lipman et al. 2024, arXiv:2412.06264, sec. 4.
+
+    Args:
+        margin: distance kept from t = 1, where E|u_t|^2 diverges.
+    """
+
+    margin: float = MARGIN
+
+    def __post_init__(self) -> None:
+        check_margin(self.margin)
+
+    @property
+    def interval(self) -> tuple[float, float]:  # type: ignore[override]
+        return 0.0, 1 - self.margin
+
+    def alpha(self, t: Times) -> Times:
+        return t
+
+    def sigma(self, t: Times) -> Times:
+        return ((1 - t) * (1 + t)).sqrt()
+
+    def d_alpha(self, t: Times) -> Times:
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return -t / self.sigma(t)
+
+    def half_d_variance(self, t: Times) -> Times:
+        return -t
+
+
+Curve = Callable[[Tensor], Tensor]
+
+
+class Curves(Schedule):
+    """A path of one's own: two callables of t, differentiated by forward-mode autodiff.
+
+        Curves(lambda t: t**2, lambda t: (1 - t) ** 2)
+
+    Args:
+        alpha: scale of the data; alpha(0) = 0 and alpha(1) = 1.
+        sigma: scale of the source; sigma(0) = 1 and sigma(1) = 0, or small.
+        interval: where training and sampling stay, narrower than [0, 1] if a derivative diverges at an end.
+        end_tolerance: how far from those values the ends may be, 1e-2 by default: that admits a `sigma_min`
+            and the floor of a diffusion path, and refuses curves that are swapped.
+
+    Raises:
+        ValueError: the ends do not hold.
+    """
+
+    def __init__(
+        self,
+        alpha: Curve,
+        sigma: Curve,
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
+        end_tolerance: float = 1e-2,
+    ) -> None:
+        self.curves = {"alpha": alpha, "sigma": sigma}
+        self.interval = interval
+        for name, ends in (("alpha", (0.0, 1.0)), ("sigma", (1.0, 0.0))):
+            for t, expected in zip((0.0, 1.0), ends, strict=True):
+                value = float(self.curves[name](torch.tensor(t, dtype=torch.float64)))
+                if not abs(value - expected) <= end_tolerance:
+                    raise ValueError(
+                        f"{name}({t:g}) = {value:.4g}, but a path from the source at t = 0 to the data at t = 1 "
+                        f"needs {expected:g} there, within end_tolerance={end_tolerance:g}"
+                    )
+
+    def alpha(self, t: Times) -> Times:
+        return self.curves["alpha"](t)
+
+    def sigma(self, t: Times) -> Times:
+        return self.curves["sigma"](t)
+
+    def d_alpha(self, t: Times) -> Times:
+        return derivative(self.curves["alpha"], t)
+
+    def d_sigma(self, t: Times) -> Times:
+        return derivative(self.curves["sigma"], t)
+
+
+def derivative(curve: Curve, t: Times) -> Times:
+    """The derivative of a curve at each time, by forward-mode autodiff."""
+    return torch.func.jvp(curve, (t,), (torch.ones_like(t),))[1]
+
+
+def check_margin(margin: float) -> None:
+    if not 0 < margin < 0.5:
+        raise ValueError(f"margin={margin} must lie in (0, 0.5): the path is singular at its end")

@@ -1,0 +1,85 @@
+r"""Laws one can draw from: what a flow starts at.
+
+A law is a map of uniform and normal numbers to points, so that it can be drawn in two ways: a whole batch
+from one generator (`sample`), or row by row from keyed streams (`rows`), where row i is the same in any batch.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmlightning.flow.keys import Rows
+from fmlightning.flow.shapes import PerSample, Points
+
+
+class Source(ABC):
+    """A law p0 or q. `uniforms` and `transform` define it; `log_prob` where it is known."""
+
+    uniforms: int = 0
+    """How many uniform numbers one sample takes, beside one normal number for each of its dimensions."""
+
+    event_shape: tuple[int, ...] | None = None
+    """The shape of one sample, or None if the law exists in every shape."""
+
+    gaussian: bool = False
+    """Whether the law is N(0, I), which scores and stochastic samplers need."""
+
+    @abstractmethod
+    def transform(self, u: Tensor, z: Tensor) -> Tensor:
+        """Points from uniform numbers u (B, uniforms) in (0, 1) and normal numbers z (B, *S)."""
+
+    def log_prob(self, x: Points) -> PerSample:
+        """Log-density in nats.
+
+        Raises:
+            ValueError: the density of this law is not known.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no known density; use a source that has one, such as Gaussian"
+        )
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """A batch of shape (B, *S), drawn on the generator's device."""
+        self.check(shape)
+        device = generator.device if generator is not None else None
+        options = {"generator": generator, "device": device, "dtype": dtype}
+        u = torch.rand(shape[0], self.uniforms, **options)  # type: ignore[call-overload]
+        return self.transform(u, torch.randn(*shape, **options))  # type: ignore[call-overload]
+
+    def rows(
+        self, rows: Rows, event_shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """One sample for each row of a keyed stream, (B, *S)."""
+        self.check((len(rows.index), *event_shape))
+        u = rows.uniform((self.uniforms,), stream=1, dtype=dtype)
+        return self.transform(u, rows.normal(event_shape, dtype=dtype))
+
+    def check(self, shape: Sequence[int]) -> None:
+        if self.event_shape is not None and tuple(shape[1:]) != self.event_shape:
+            raise ValueError(
+                f"{type(self).__name__} gives samples of shape {self.event_shape}, "
+                f"but {tuple(shape[1:])} was asked for"
+            )
+
+
+@dataclass(frozen=True)
+class Gaussian(Source):
+    """The standard normal law N(0, I), in any shape."""
+
+    gaussian = True
+
+    def transform(self, u: Tensor, z: Tensor) -> Tensor:
+        return z
+
+    def log_prob(self, x: Points) -> PerSample:
+        x = x.flatten(1)
+        return -0.5 * (x.square().sum(1) + x.shape[1] * math.log(2 * math.pi))
