@@ -4,17 +4,25 @@ A network is any `net(x, t, y=None) -> like x`. A field is `(x, t) -> v`: solver
 nothing else. `NetworkField` makes one from the other, whatever the network predicts.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fmlightning.flow.keys import Rows
-from fmlightning.flow.predictions import EndPoints, Prediction, domain, to_endpoints, to_velocity
+from fmlightning.flow.predictions import (
+    EndPoints,
+    Prediction,
+    domain,
+    require_finite,
+    to_endpoints,
+    to_velocity,
+)
 from fmlightning.flow.schedules import Schedule
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like
 
 
+@runtime_checkable
 class Network(Protocol):
     """A prediction of x's shape from a point x (B, *S), its time t (B,) and perhaps a label y (B,).
 
@@ -35,12 +43,30 @@ def evaluate(
     y: Labels | None = None,
     rows: Rows | None = None,
 ) -> Points:
-    """The network's output, for an input scaled as the schedule asks and a time for each sample."""
-    t = t.expand(len(x))
+    """The network's output in x's precision, for an input scaled as the schedule asks and a time for each sample.
+
+    The path is computed in the precision of x, the network in that of its weights.
+    """
+    t, dtype = t.expand(len(x)), x.dtype
     scale = schedule.input_scale(t)
     x = x if scale is None else expand_like(scale, x) * x
+    if isinstance(network, nn.Module):
+        x = x.to(next((p.dtype for p in network.parameters()), dtype))
     keyed = {} if rows is None else {"rows": rows}
-    return network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
+    out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
+    return out.to(dtype)
+
+
+@runtime_checkable
+class TrainedField(Protocol):
+    """What sampling asks of a field, beside velocities: where it exists, where it starts and how it ends."""
+
+    schedule: Schedule
+    interval: tuple[float, float]
+
+    def given(self, y: Labels | None) -> Field: ...
+
+    def data(self, x: Points, t: Times, y: Labels | None = None) -> Points: ...
 
 
 class NetworkField(nn.Module):
@@ -81,11 +107,28 @@ class NetworkField(nn.Module):
             return prediction
         return to_endpoints(self.predicts, prediction, x, t, self.schedule).x1
 
+    def score(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+        """The gradient of log p_t, for a Gaussian source independent of the data."""
+        if self.predicts == "score":
+            return evaluate(self.network, self.schedule, x, t, y)
+        return noise_to_score(self.endpoints(x, t, y).x0, t, self.schedule)
+
     def given(self, y: Labels | None) -> Field:
         """The field for one label of each sample."""
         return self if y is None else lambda x, t: self(x, t, y)
 
 
+def noise_to_score(x0: Points, t: Times, schedule: Schedule) -> Points:
+    """score = -x0 / std.
+
+    Raises:
+        ValueError: no noise is left at t.
+    """
+    std = schedule.std(t)
+    require_finite("noise", "score", schedule, t, 1 / std)
+    return -x0 / expand_like(std, x0)
+
+
 def at(t: float, like: Tensor) -> Tensor:
-    """A scalar time on the device and in the precision of a tensor."""
-    return torch.tensor(t, dtype=like.dtype, device=like.device)
+    """A scalar time in the precision of a tensor, filled on its device: no copy from the host."""
+    return torch.full((), t, dtype=like.dtype, device=like.device)

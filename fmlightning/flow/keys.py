@@ -32,9 +32,13 @@ ROUNDS = 10
 
 @dataclass(frozen=True)
 class Key:
-    """The name of a stream: `seed` at the root, then whatever was folded in, hashed to 64 bits."""
+    """The name of a stream: `seed` at the root, then whatever was folded in, hashed to 63 bits."""
 
     seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2**63)")
 
     def fold(self, *names: int | str) -> "Key":
         """The key of a stream within this one; different names give unrelated streams."""
@@ -52,7 +56,7 @@ class Key:
     def rows(self, index: Int[Tensor, " B"]) -> "Rows":
         """One stream for each sample index."""
         words = torch.tensor([self.seed & MASK, self.seed >> 32], device=index.device)
-        return Rows(words, index)
+        return Rows(words, index.long())
 
 
 class Rows(NamedTuple):
@@ -62,12 +66,12 @@ class Rows(NamedTuple):
     """
 
     words: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
     def bits(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
         """Independent 32-bit words, as int64 in [0, 2**32)."""
         blocks = torch.arange(math.ceil(count / 4), device=self.index.device)
-        low, high = (self.index & MASK)[:, None], (self.index >> 32)[:, None]
+        low, high = (self.index & MASK)[:, None], (self.index >> 32 & MASK)[:, None]
         c = philox(
             (blocks[None], low, high, torch.full_like(low, stream)), (self.words[0], self.words[1])
         )
@@ -79,18 +83,19 @@ class Rows(NamedTuple):
         """Uniform numbers in the open interval (0, 1), of shape (B, *shape)."""
         # 23 bits: the largest value, 1 - 2**-24, is still below one in float32
         words = self.bits(math.prod(shape), stream) >> 9
-        return ((words + 0.5) * 2.0**-23).to(dtype).reshape(-1, *shape)
+        return ((words + 0.5) * 2.0**-23).to(dtype).reshape(len(words), *shape)
 
     def normal(
         self, shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Standard normal numbers of shape (B, *shape); none is farther out than 6.7."""
+        """Standard normal numbers of shape (B, *shape); none is farther out than 6.8."""
         count = math.prod(shape)
-        words = self.bits(2 * math.ceil(count / 2), stream)
-        u = ((words + 0.5) * 2.0**-32).to(dtype).unflatten(1, (-1, 2))
+        half = math.ceil(count / 2)
+        words = self.bits(2 * half, stream)
+        u = ((words + 0.5) * 2.0**-32).reshape(len(words), half, 2)
         radius, angle = (-2 * u[..., 0].log()).sqrt(), 2 * math.pi * u[..., 1]
         pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
-        return pairs.flatten(1)[:, :count].reshape(-1, *shape)
+        return pairs.flatten(1)[:, :count].reshape(len(words), *shape).to(dtype)
 
 
 def philox(

@@ -16,6 +16,7 @@ from fmlightning.flow.paths import PathSample
 from fmlightning.flow.predictions import Prediction, target
 from fmlightning.flow.schedules import Schedule
 from fmlightning.flow.shapes import Labels, PerSample
+from fmlightning.flow.weightings import Weighting
 
 
 def cfm_loss(
@@ -26,6 +27,7 @@ def cfm_loss(
     predicts: Prediction = "velocity",
     y: Labels | None = None,
     rows: Rows | None = None,
+    weight: Weighting | None = None,
 ) -> PerSample:
     """The loss (1) of each sample, divided by its number of dimensions.
 
@@ -35,13 +37,14 @@ def cfm_loss(
     Args:
         network: `net(x, t, y=None) -> like x`.
         sample: from `AffinePath.sample`.
-        predicts: what the network outputs; the loss is taken on that output, so it is comparable
-            between paths only for one prediction.
+        predicts: what the network outputs; the loss is taken on that output.
         y: class labels, (B,), for a conditional network.
         rows: keyed streams of the samples, for networks with dropout.
+        weight: how much each time counts; `AsVelocity` makes predictions comparable.
     """
     prediction = evaluate(network, schedule, sample.xt, sample.t, y, rows)
-    return mean_square(prediction - target(predicts, sample, schedule))
+    loss = mean_square(prediction - target(predicts, sample, schedule))
+    return loss if weight is None else weight(sample.t, schedule, predicts) * loss
 
 
 def mean_square(error: Tensor) -> PerSample:

@@ -1,14 +1,15 @@
-r"""Solving dx/dt = v(x, t) with torchdiffeq.
+r"""Solving dx/dt = v(x, t).
 
-The solver returns the state at the end, the number of function evaluations it counted, and only those
-states on the way that were asked for. A descending interval runs the flow backwards.
+Fixed-step methods are those of `steps`; adaptive ones are torchdiffeq's. A solver returns the state at the
+end, the number of function evaluations it counted, and only those states on the way that were asked for.
+A descending interval runs the flow backwards. The field is never asked for a time outside the interval.
 
 Time is float64 throughout; the state keeps its precision. The error norm of an adaptive method spans the
 whole batch, so its steps, its NFE and, to the tolerance, its result depend on the batch: report its size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -16,11 +17,10 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from fmlightning.flow.shapes import Field, Points
+from fmlightning.flow.steps import METHODS, walk
 from fmlightning.flow.times import TimeGrid, UniformGrid
 
-FixedMethod = Literal[
-    "euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"
-]
+FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "ab2", "ab3", "ab4"]
 AdaptiveMethod = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 Method = Literal[FixedMethod, AdaptiveMethod]
 FIXED: tuple[str, ...] = get_args(FixedMethod)
@@ -49,15 +49,15 @@ class Solution:
 
 
 class Counted:
-    """A field with a counter, in torchdiffeq's order of arguments; it remembers the last time it was called at."""
+    """A field that counts its calls and remembers the time of the last."""
 
     def __init__(self, field: Field) -> None:
-        self.field, self.nfe, self.t = field, 0, float("nan")
+        self.field, self.nfe, self.t = field, 0, torch.tensor(float("nan"))
 
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
         self.t = t
-        return self.field(x, t.to(x.dtype))
+        return self.field(x, t)
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,14 @@ class ODESolver:
     """An ODE method and its settings.
 
     Args:
-        method: fixed-step euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), explicit_adams, implicit_adams;
+        method: fixed-step euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), or Adams-Bashforth ab2, ab3, ab4;
             adaptive dopri5, dopri8, bosh3, fehlberg2, adaptive_heun.
-        num_steps: intervals of a fixed-step method; heun2 evaluates the field twice in each, rk4 four times.
+        num_steps: intervals of a fixed-step method. In each, midpoint and heun2 call the field twice, heun3
+            three times and rk4 four times; euler and, after their first steps, ab2 to ab4 once.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
         grid: where a fixed-step method stops.
-        max_num_steps: steps between two times after which an adaptive method gives up.
+        max_num_steps: steps between two saved times after which an adaptive method gives up.
     """
 
     method: Method = "dopri5"
@@ -95,6 +96,17 @@ class ODESolver:
         """Whether the steps are set beforehand."""
         return self.method in FIXED
 
+    @property
+    def evaluations(self) -> int | None:
+        """The NFE of a fixed-step method; None for an adaptive one, which only counting tells."""
+        return METHODS[self.method].evaluations(self.num_steps) if self.fixed else None
+
+    def refined(self) -> "ODESolver":
+        """The solver that checks this one: a tenth of the tolerances, or twice the steps."""
+        if self.fixed:
+            return replace(self, num_steps=2 * self.num_steps)
+        return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
+
     def solve(
         self,
         field: Field,
@@ -102,6 +114,7 @@ class ODESolver:
         t0: float = 0.0,
         t1: float = 1.0,
         save_at: int | Sequence[float] = 0,
+        inner: Field | None = None,
     ) -> Solution:
         """Integrate a field from (x, t0) to t1.
 
@@ -112,6 +125,8 @@ class ODESolver:
             t1: end.
             save_at: states to return: a number of equally spaced times with both ends, or the times
                 themselves. A fixed-step method interpolates linearly between its steps.
+            inner: what to call instead at the stages whose slope does not enter the step, as the first of
+                midpoint; for fields with parts that only the result needs. Adaptive methods ignore it.
 
         Raises:
             SolverError: the step size underflowed, the steps ran out or the state is not finite.
@@ -119,53 +134,58 @@ class ODESolver:
         """
         if t0 == t1:
             raise ValueError(f"the interval from t0={t0:g} to t1={t1:g} is empty")
-        saved = saved_times(save_at, t0, t1)
+        times = saved_times(save_at, t0, t1)
+        if self.fixed:
+            return self.walk(field, inner or field, x, t0, t1, times)
+        return self.adapt(field, x, t0, t1, times)
+
+    def walk(
+        self, field: Field, inner: Field, x: Points, t0: float, t1: float, times: Tensor
+    ) -> Solution:
+        counted, counted_inner = Counted(field), Counted(inner)
+        step = METHODS[self.method].stepper(counted, counted_inner)
+        grid = self.grid.points(self.num_steps, t0, t1).tolist()
+        walked = walk(step, x, grid, times.tolist())
+        nfe = counted.nfe + counted_inner.nfe
+        require_finite(self.method, walked.x, walked.lost_at, nfe)
+        return Solution(walked.x, nfe, times.to(x.device), walked.states)
+
+    def adapt(self, field: Field, x: Points, t0: float, t1: float, times: Tensor) -> Solution:
         counted = Counted(field)
-        ends = torch.tensor([t0, t1], dtype=torch.float64)
-        times = torch.cat((ends, saved)).unique(
-            sorted=True
-        )  # odeint takes increasing or decreasing times
-        times = (times if t0 < t1 else times.flip(0)).to(x.device)
+        low, high = min(t0, t1), max(t0, t1)
+        stops = torch.cat((torch.tensor([t0, t1], dtype=torch.float64), times)).unique()
+        stops = (stops if t0 < t1 else stops.flip(0)).to(x.device)
         try:
             states = odeint(
-                counted,
+                # only the guess of a first step can look past the end, and the clamp holds it
+                lambda t, x: counted(x, t.to(x.dtype).clamp(low, high)),
                 x,
-                times,
+                stops,
                 rtol=self.rtol,
                 atol=self.atol,
                 method=self.method,
-                options=self.options(t0, t1),
+                options={
+                    "dtype": torch.float64,
+                    "max_num_steps": self.max_num_steps,
+                    # else the last step passes t1, where the path may not exist
+                    "step_t": stops[-1:],
+                },
             )
         except AssertionError as error:
             raise SolverError(
-                f"{self.method} stopped at t={float(counted.t):.6g} after {counted.nfe} evaluations: {error}".split(
-                    ": tensor"
-                )[0]
-                + f". rtol={self.rtol:g}, atol={self.atol:g}; largest |x| at the start {float(x.abs().max()):.3g}."
-                " Loosen the tolerances, narrow the interval, or use a fixed-step method."
+                f"{self.method} stopped at t={float(counted.t):.6g} after {counted.nfe} evaluations: "
+                f"{str(error).split(': tensor')[0]}. rtol={self.rtol:g}, atol={self.atol:g}; largest |x| at the "
+                f"start {float(x.abs().max()):.3g}. Loosen the tolerances, narrow the interval, or use a "
+                "fixed-step method."
             ) from error
-        end = states[-1]
-        finite = end.flatten(1).isfinite().all(1)
-        if not bool(finite.all()):
-            bad = (~finite).nonzero().flatten().tolist()
-            raise SolverError(
-                f"{self.method} returned values that are not finite for {len(bad)} of {len(x)} samples "
-                f"(first: {bad[:5]}) after {counted.nfe} evaluations. The field may be singular between "
-                f"t={t0:g} and t={t1:g}, or the steps too large."
-            )
-        keep = torch.isin(times, saved.to(times.device))
-        return Solution(end, counted.nfe, times[keep], states[keep])
-
-    def options(self, t0: float, t1: float) -> dict[str, object]:
-        if not self.fixed:
-            return {"dtype": torch.float64, "max_num_steps": self.max_num_steps}
-        # a grid of its own: torchdiffeq would else keep the state of every step
-        points = self.grid.points(self.num_steps, t0, t1)
-        options: dict[str, object] = {"grid_constructor": lambda func, y0, t: points.to(t)}
-        return options
+        lost_at = None if bool(states[-1].isfinite().all()) else t1
+        require_finite(self.method, states[-1], lost_at, counted.nfe)
+        keep = torch.isin(stops, times.to(stops.device))
+        return Solution(states[-1], counted.nfe, stops[keep], states[keep])
 
 
 def saved_times(save_at: int | Sequence[float], t0: float, t1: float) -> Tensor:
+    """The times asked for, each once, in the order of the integration, in float64."""
     if isinstance(save_at, int):
         if save_at < 0 or save_at == 1:
             raise ValueError(
@@ -176,4 +196,14 @@ def saved_times(save_at: int | Sequence[float], t0: float, t1: float) -> Tensor:
     low, high = min(t0, t1), max(t0, t1)
     if len(times) and not bool(((times >= low) & (times <= high)).all()):
         raise ValueError(f"save_at={list(save_at)} must lie between t0={t0:g} and t1={t1:g}")
-    return times
+    return times.unique() if t0 < t1 else times.unique().flip(0)
+
+
+def require_finite(method: str, x: Tensor, lost_at: float | None, nfe: int) -> None:
+    if lost_at is None:
+        return
+    bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    raise SolverError(
+        f"{method} lost {len(bad)} of {len(x)} samples (first: {bad[:5]}): the state is not finite at "
+        f"t={lost_at:.6g}; {nfe} evaluations. The field may be singular there, or the steps too large."
+    )

@@ -51,14 +51,19 @@ def target(predicts: Prediction, sample: PathSample, schedule: Schedule) -> Poin
         return sample.ut
     if predicts == "data":
         return sample.x1
-    alpha, std = schedule.alpha(sample.t), schedule.std(sample.t)
-    if predicts == "score":
-        return -(sample.xt - expand_like(alpha, sample.x1) * sample.x1) / expand_like(
-            std**2, sample.xt
-        )
-    if sample.eps is None:
+    noise = whole_noise(sample, schedule)
+    if predicts == "noise":
+        return noise
+    return -noise / expand_like(schedule.std(sample.t), noise)
+
+
+def whole_noise(sample: PathSample, schedule: Schedule) -> Points:
+    """(x_t - alpha x1) / std, from its parts: the difference would cancel where std is small."""
+    if not schedule.has_gamma or sample.eps is None:
         return sample.x0
-    return (sample.xt - expand_like(alpha, sample.x1) * sample.x1) / expand_like(std, sample.xt)
+    std = schedule.std(sample.t)
+    p, q = schedule.sigma(sample.t) / std, schedule.gamma(sample.t) / std
+    return expand_like(p, sample.x0) * sample.x0 + expand_like(q, sample.eps) * sample.eps
 
 
 def velocity_coefficients(
@@ -122,7 +127,7 @@ def to_endpoints(
 
 
 def domain(predicts: Prediction, schedule: Schedule) -> tuple[float, float]:
-    """Where the velocity of a prediction exists: the schedule's interval, kept off the ends where (2) divides by zero."""
+    """Where the velocity of a prediction exists: the schedule's interval, off the ends where (2) divides by zero."""
     low, high = schedule.interval
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     a, b = velocity_coefficients(predicts, schedule, ends)

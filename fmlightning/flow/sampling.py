@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmlightning.flow.fields import NetworkField, at
+from fmlightning.flow.fields import TrainedField, at
 from fmlightning.flow.keys import Key
 from fmlightning.flow.ode import ODESolver, Solution
 from fmlightning.flow.paths import AffinePath
+from fmlightning.flow.schedules import Schedule
 from fmlightning.flow.shapes import Labels
 from fmlightning.flow.sources import Source
 
@@ -22,9 +23,18 @@ def source_points(source: Source, seed: int, index: Tensor, event_shape: Sequenc
     return source.rows(Key(seed).fold("sampling").rows(index), event_shape)
 
 
+def path_noise(
+    schedule: Schedule, seed: int, index: Tensor, event_shape: Sequence[int]
+) -> Tensor | None:
+    """The noise that a path with gamma > 0 starts with, (B, *S); None for the others."""
+    if not schedule.has_gamma:
+        return None
+    return Key(seed).fold("sampling", "eps").rows(index).normal(event_shape)
+
+
 @torch.no_grad()
 def generate(
-    field: NetworkField,
+    field: TrainedField,
     x0: Tensor,
     solver: ODESolver,
     *,
@@ -41,7 +51,7 @@ def generate(
         x0: source points, (B, *S).
         y: class labels, (B,).
         save_at: states to return, as in `ODESolver.solve`; times are those of the interval.
-        eps: the noise of a path with gamma > 0 at its start, (B, *S).
+        eps: the noise of a path with gamma > 0 at its start, (B, *S), as from `path_noise`.
     """
     t_min, t_max = field.interval
     start = AffinePath(field.schedule).start(x0, t_min, eps)
@@ -50,3 +60,28 @@ def generate(
         return solution
     x1 = field.data(solution.x, at(t_max, like=start), y)
     return Solution(x1, solution.nfe + 1, solution.times, solution.states)
+
+
+def sample(
+    field: TrainedField,
+    source: Source,
+    solver: ODESolver,
+    index: Tensor,
+    event_shape: Sequence[int],
+    *,
+    seed: int = 0,
+    y: Labels | None = None,
+    save_at: int | Sequence[float] = 0,
+) -> Solution:
+    """The samples with the given numbers: `generate` from their own keyed noise.
+
+    Args:
+        source: the law at t = 0.
+        index: sample numbers, (B,), on the device of the field.
+        event_shape: the shape of one sample.
+        y: class labels, (B,).
+        save_at: states to return, as in `ODESolver.solve`.
+    """
+    x0 = source_points(source, seed, index, event_shape)
+    eps = path_noise(field.schedule, seed, index, event_shape)
+    return generate(field, x0, solver, y=y, save_at=save_at, eps=eps)

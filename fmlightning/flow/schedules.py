@@ -105,17 +105,8 @@ class Schedule(ABC):
         return self.alpha(t) / self.std(t)
 
     def snr_inverse(self, snr: Times) -> Times:
-        """The time at which `snr` reaches a value, by bisection in float64.
-
-        Values outside the range of the path return its nearest end.
-        """
-        target = snr.double()
-        low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = self.snr(middle) < target
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return ((low + high) / 2).to(snr.dtype)
+        """The time at which `snr` reaches a value; a value that no time reaches gives the nearest end."""
+        return bisect(self.snr, snr)
 
 
 @dataclass(frozen=True)
@@ -146,6 +137,9 @@ class Linear(Schedule):
 
     def d_sigma(self, t: Times) -> Times:
         return torch.full_like(t, self.sigma_min - 1)
+
+    def snr_inverse(self, snr: Times) -> Times:
+        return (1 / (1 / snr + 1 - self.sigma_min)).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -179,6 +173,10 @@ class IndependentCFM(Schedule):
 
     def d_sigma(self, t: Times) -> Times:
         return torch.full_like(t, -1.0)
+
+    def snr_inverse(self, snr: Times) -> Times:
+        s2 = self.s**2
+        return (1 + s2) / (1 + ((1 + s2) / snr**2 - s2).clamp(min=s2**2).sqrt())
 
 
 @dataclass(frozen=True)
@@ -225,6 +223,10 @@ class SchrodingerBridge(Schedule):
 
     def half_d_variance(self, t: Times) -> Times:
         return t - 1 + self.s**2 * (1 - 2 * t) / 2
+
+    def snr_inverse(self, snr: Times) -> Times:
+        s2 = self.s**2
+        return 2 / (2 - s2 + (s2**2 + 4 / snr**2).sqrt())
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,12 @@ class VariancePreserving(Schedule):
 
     def half_d_variance(self, t: Times) -> Times:
         return -self.alpha(t) * self.d_alpha(t)
+
+    def snr_inverse(self, snr: Times) -> Times:
+        # T(1 - t) = log(1 + snr^-2), a quadratic equation in 1 - t
+        slope, rate = self.beta_max - self.beta_min, torch.log1p(snr**-2)
+        root = (self.beta_min**2 + 2 * slope * rate).sqrt()
+        return (1 - (root - self.beta_min) / slope).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -329,6 +337,9 @@ class VarianceExploding(Schedule):
     def half_d_variance(self, t: Times) -> Times:
         return -self.log_ratio * self.sigma_min**2 * torch.exp(2 * (1 - t) * self.log_ratio)
 
+    def snr_inverse(self, snr: Times) -> Times:
+        return (1 - torch.log1p((snr * self.sigma_min) ** -2) / (2 * self.log_ratio)).clamp(min=0)
+
     def input_scale(self, t: Times) -> Times | None:
         return 1 / torch.sqrt(1 + self.sigma(t) ** 2)
 
@@ -352,6 +363,9 @@ class Trigonometric(Schedule):
 
     def d_sigma(self, t: Times) -> Times:
         return -math.pi / 2 * self.alpha(t)
+
+    def snr_inverse(self, snr: Times) -> Times:
+        return 2 / math.pi * torch.atan(snr)
 
 
 @dataclass(frozen=True)
@@ -381,6 +395,9 @@ class Polynomial(Schedule):
 
     def d_sigma(self, t: Times) -> Times:
         return -self.n * t ** (self.n - 1)
+
+    def snr_inverse(self, snr: Times) -> Times:
+        return (1 / (1 / snr + 1)) ** (1 / self.n)
 
 
 @dataclass(frozen=True)
@@ -417,6 +434,9 @@ class LinearVP(Schedule):
     def half_d_variance(self, t: Times) -> Times:
         return -t
 
+    def snr_inverse(self, snr: Times) -> Times:
+        return (1 + snr**-2) ** -0.5
+
 
 Curve = Callable[[Tensor], Tensor]
 
@@ -428,7 +448,8 @@ class Curves(Schedule):
 
     Args:
         alpha: scale of the data; alpha(0) = 0 and alpha(1) = 1.
-        sigma: scale of the source; sigma(0) = 1 and sigma(1) = 0, or small.
+        sigma: scale of the source; sigma(0) = 1 and sigma(1) = 0, or small. Written so that it stays exact
+            near its ends: (1 - t) * (1 + t) rather than 1 - t**2.
         interval: where training and sampling stay, narrower than [0, 1] if a derivative diverges at an end.
         end_tolerance: how far from those values the ends may be, 1e-2 by default: that admits a `sigma_min`
             and the floor of a diffusion path, and refuses curves that are swapped.
@@ -456,6 +477,9 @@ class Curves(Schedule):
                         f"needs {expected:g} there, within end_tolerance={end_tolerance:g}"
                     )
 
+    def __repr__(self) -> str:
+        return f"Curves(interval={self.interval})"
+
     def alpha(self, t: Times) -> Times:
         return self.curves["alpha"](t)
 
@@ -469,9 +493,21 @@ class Curves(Schedule):
         return derivative(self.curves["sigma"], t)
 
 
-def derivative(curve: Curve, t: Times) -> Times:
+def derivative(curve: Curve, t: Times) -> Tensor:
     """The derivative of a curve at each time, by forward-mode autodiff."""
     return torch.func.jvp(curve, (t,), (torch.ones_like(t),))[1]
+
+
+def bisect(curve: Curve, value: Tensor) -> Tensor:
+    """Where in [0, 1] an increasing curve reaches a value, in float64; the nearest end if it does not."""
+    target = value.double()
+    low, high = torch.zeros_like(target), torch.ones_like(target)
+    beyond = target <= curve(low)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = curve(middle) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(beyond, 0.0, (low + high) / 2).to(value.dtype)
 
 
 def check_margin(margin: float) -> None:

@@ -45,15 +45,15 @@ class Source(ABC):
     def sample(
         self,
         shape: Sequence[int],
-        generator: torch.Generator | None = None,
+        generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """A batch of shape (B, *S), drawn on the generator's device."""
         self.check(shape)
-        device = generator.device if generator is not None else None
-        options = {"generator": generator, "device": device, "dtype": dtype}
-        u = torch.rand(shape[0], self.uniforms, **options)  # type: ignore[call-overload]
-        return self.transform(u, torch.randn(*shape, **options))  # type: ignore[call-overload]
+        device = generator.device
+        u = torch.rand(shape[0], self.uniforms, generator=generator, device=device, dtype=dtype)
+        z = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+        return self.transform(u, z)
 
     def rows(
         self, rows: Rows, event_shape: Sequence[int], dtype: torch.dtype = torch.float32

@@ -153,6 +153,6 @@ class Spirals(Toy):
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         radius = u[:, 1].sqrt()
-        angle = 3 * math.pi * radius + math.pi * (u[:, 0] < 0.5)
+        angle = math.pi * (3 * radius + (u[:, 0] < 0.5).to(radius))
         arm = radius[:, None] * torch.stack((angle.cos(), angle.sin()), -1)
         return self.scale * arm + self.noise * z

@@ -1,0 +1,1 @@
+"""DataModules whose batch is always {"x1": ..., "y": ...?, "index": ...}."""

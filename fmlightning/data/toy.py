@@ -1,0 +1,91 @@
+"""Toy data in the plane."""
+
+import hashlib
+
+import torch
+
+from fmlightning.data.module import FlowData
+from fmlightning.data.order import Batch, Order
+from fmlightning.flow.keys import Key
+from fmlightning.flow.sources import Source
+from fmlightning.flow.toys import Moons
+
+
+class ToyData(FlowData):
+    """A toy law, drawn afresh at every step, or a finite sample of it.
+
+    Validation and test are fixed samples of the law, drawn from their own keys.
+
+    Args:
+        target: the law of the data.
+        batch_size: samples in a training step, over all processes.
+        train_size: size of a finite training set; null draws new points at every step.
+        val_size: held-out points for validation.
+        test_size: held-out points for testing.
+        steps_per_epoch: length of an epoch where the data never ends.
+        eval_batch_size: samples in a block of validation or testing.
+        seed: of the points and their order; the command line sets it to `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        target: Source = Moons(),  # noqa: B008 - frozen
+        batch_size: int = 256,
+        train_size: int | None = None,
+        val_size: int = 2048,
+        test_size: int = 10_000,
+        steps_per_epoch: int = 1000,
+        eval_batch_size: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if target.event_shape is None:
+            raise ValueError(
+                f"data.target={target} has no shape of its own; choose a toy such as Moons"
+            )
+        for name, size in (("train", train_size), ("val", val_size), ("test", test_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"data.{name}_size={size} must be at least 1")
+        if steps_per_epoch < 1:
+            raise ValueError(f"data.steps_per_epoch={steps_per_epoch} must be at least 1")
+        self.target = target
+        self.event_shape = target.event_shape
+        self.sizes = {"val": val_size, "test": test_size, "reference": test_size}
+        self.endless_steps = steps_per_epoch
+        self.order: Order | None = None
+        if train_size is not None:
+            self.order = Order(train_size, batch_size, self.key)
+            self.points = self.draw("train", train_size)
+
+    def draw(self, split: str, size: int) -> torch.Tensor:
+        """The fixed sample of a split; it does not depend on the seed of the run."""
+        rows = Key(0).fold("toy", split).rows(torch.arange(size))
+        return self.target.rows(rows, self.event_shape)
+
+    @property
+    def splits(self) -> dict[str, str]:
+        train = (
+            "new points at every step" if self.order is None else f"{self.order.size} fixed points"
+        )
+        return {
+            "train": f"{train} of {self.target}",
+            "val": f"{self.sizes['val']} fixed points",
+            "test": f"{self.sizes['test']} fixed points",
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr((self.target, self.splits)).encode()).hexdigest()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.endless_steps if self.order is None else self.order.steps_per_epoch
+
+    def train_batch(self, step: int, rows: slice) -> Batch:
+        if self.order is not None:
+            return {"x1": self.points[self.order.indices(step)[rows]]}
+        generator = self.key.fold("points", step).generator()
+        return {"x1": self.target.sample((self.batch_size, *self.event_shape), generator)[rows]}
+
+    def eval_samples(self, split: str) -> Batch:
+        return {"x1": self.draw(split, self.sizes[split])}

@@ -1,0 +1,22 @@
+r"""Images of L grey levels as points of a flow.
+
+    x = 2 (k + u) / L - 1,   k in {0, ..., L - 1},   u ~ U(0, 1)                           (1)
+
+fills [-1, 1] without gaps, so that a density exists and bits per dimension mean something. Training,
+sampling and likelihood all use this one scaling.
+
+Source: Theis et al. 2016, arXiv:1511.01844, sec. 3.1.
+"""
+
+import torch
+from torch import Tensor
+
+
+def dequantise(pixels: Tensor, u: Tensor, levels: int) -> Tensor:
+    """Equation (1), from integer levels k and uniform numbers u of the same shape."""
+    return 2 * (pixels + u) / levels - 1
+
+
+def quantise(x: Tensor, levels: int) -> Tensor:
+    """The level k of each value: the inverse of (1) for any u; values outside [-1, 1] are clamped."""
+    return ((x + 1) / 2 * levels).floor().clamp(0, levels - 1).to(torch.uint8)

@@ -1,0 +1,56 @@
+"""What a metric of generated samples is: a torchmetrics metric that also says what real samples score."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from fmlightning.flow.shapes import Labels, Points
+
+
+class Judge(Metric):
+    """Scores generated samples, beside the same score of held-out real ones.
+
+    `prepare` is called once with real samples; `update` with the generated ones, in any order and on any
+    process; `compute` returns named numbers. A name that ends in `_floor` or `_real` is the score of real
+    samples: what a perfect model would reach with as many samples.
+    """
+
+    full_state_update = False
+
+    num_samples: int
+    """How many generated samples it wants."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        reference: Points,
+        held_out: Points,
+        labels: tuple[Labels, Labels] | None,
+        levels: int | None,
+    ) -> None:
+        """Take the real samples.
+
+        Args:
+            reference: what generated samples are compared with, or classifiers are trained on.
+            held_out: as many real samples as the judge wants, independent of the reference.
+            labels: the classes of both, if there are any.
+            levels: number of grey levels of images, as in `FlowData.levels`.
+
+        Raises:
+            ValueError: the data do not suit this judge.
+        """
+
+    @abstractmethod
+    def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
+        """Take generated samples, their numbers and the classes they were asked for."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]: ...
+
+    def state_tensors(self, name: str) -> Tensor:
+        """A list state as one tensor, before or after synchronisation."""
+        value: Any = getattr(self, name)
+        return torch.cat(value) if isinstance(value, list) else value

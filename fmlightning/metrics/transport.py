@@ -1,0 +1,80 @@
+r"""Distances of optimal transport between samples.
+
+    W2(p, q)^2 = min over couplings of E |x - y|^2                                 (1)
+
+The distance between two samples of one law is not zero: it falls with the sample size, in the plane about as
+n^(-1/2). So it is given with that size, and beside the distance between two samples of the data.
+
+Source: Peyre and Cuturi 2019, Computational Optimal Transport, arXiv:1803.00567.
+"""
+
+import ot
+import torch
+from torch import Tensor
+
+from fmlightning.flow.shapes import Labels, Points
+from fmlightning.metrics.judge import Judge
+
+
+def wasserstein2(x: Points, y: Points) -> float:
+    """The 2-Wasserstein distance (1) between two samples, exactly, by POT's network simplex."""
+    cost = ot.dist(x.flatten(1).double().cpu(), y.flatten(1).double().cpu())
+    a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
+    return float(ot.emd2(a, b, cost, numItermax=2_000_000)) ** 0.5
+
+
+class Wasserstein(Judge):
+    """The 2-Wasserstein distance to the data: `w2`, its spread over subsets `w2_std`, and the floor.
+
+    Args:
+        subsets: number of disjoint subsets.
+        size: samples in each.
+    """
+
+    samples: list[Tensor]
+    numbers: list[Tensor]
+
+    def __init__(self, subsets: int = 5, size: int = 2000) -> None:
+        super().__init__()
+        if subsets < 1 or size < 1:
+            raise ValueError(f"subsets={subsets} and size={size} must be at least 1")
+        self.subsets, self.size = subsets, size
+        self.num_samples = subsets * size
+        self.add_state("samples", [], dist_reduce_fx="cat")
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+
+    def prepare(
+        self,
+        reference: Points,
+        held_out: Points,
+        labels: tuple[Labels, Labels] | None,
+        levels: int | None,
+    ) -> None:
+        for name, x in (("reference", reference), ("test", held_out)):
+            if len(x) < self.num_samples:
+                raise ValueError(
+                    f"Wasserstein needs subsets x size = {self.num_samples} {name} samples and the data has {len(x)}; "
+                    "choose fewer or a larger data.test_size"
+                )
+        self.held_out = held_out[: self.num_samples]
+        self.floor = self.distances(reference[: self.num_samples])
+
+    def distances(self, x: Points) -> torch.Tensor:
+        """The distance of each subset to one of held-out data."""
+        pairs = zip(x.split(self.size), self.held_out.split(self.size), strict=True)
+        return torch.tensor([wasserstein2(a, b) for a, b in pairs])
+
+    def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
+        self.samples.append(x)
+        self.numbers.append(index)
+
+    def compute(self) -> dict[str, float]:
+        x, index = self.state_tensors("samples"), self.state_tensors("numbers")
+        w2 = self.distances(x[index.argsort()])  # subsets are the same on any number of processes
+        return {**summary("w2", w2), **summary("w2_floor", self.floor)}
+
+
+def summary(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of the subsets and, where there are several, their standard deviation."""
+    mean = {name: float(values.mean())}
+    return mean | {f"{name}_std": float(values.std())} if len(values) > 1 else mean

@@ -1,0 +1,78 @@
+r"""A multilayer perceptron for vectors.
+
+    h_1 = silu(W_1 [x, features(t)] + class(y)),    h_l = silu(W_l h_(l-1)),    v = W_out h_depth
+
+Every W is affine. The last layer starts at zero, and with it the first prediction.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fmlightning.flow.keys import Rows
+from fmlightning.flow.shapes import Labels, PerSample, Points
+from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
+
+TIME_FEATURES = 16
+MAX_FREQUENCY = 30.0
+
+
+class TimeMLP(nn.Module):
+    """A velocity network for vectors of shape (B, dim).
+
+    Args:
+        dim: length of a vector.
+        width: units in a hidden layer.
+        depth: number of hidden layers.
+        num_classes: number of labels; 0 makes a network without labels, which ignores them.
+        dropout: probability of dropping a hidden unit; 0 switches it off.
+    """
+
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 4,
+        num_classes: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("width", width), ("depth", depth)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.dim, self.num_classes = dim, num_classes
+        self.time = TimeFeatures(TIME_FEATURES, MAX_FREQUENCY)
+        self.label = ClassEmbedding(num_classes, width) if num_classes else None
+        sizes = [dim + TIME_FEATURES] + [width] * depth
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.dropouts = nn.ModuleList(Dropout(dropout, stream) for stream in range(depth))
+        self.output = nn.Linear(width, dim)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self, x: Points, t: PerSample, y: Labels | None = None, rows: Rows | None = None
+    ) -> Points:
+        """The prediction at x (B, dim).
+
+        Args:
+            y: labels; `num_classes`, or None for the whole batch, stands for "no label".
+            rows: keyed streams of the samples, needed while training with dropout.
+
+        Raises:
+            ValueError: x is not (B, dim), or rows are missing.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but TimeMLP(dim={self.dim}) takes (B, {self.dim}): "
+                "set dim to the length of the vectors, or take a UNet for images"
+            )
+        h = torch.cat((x, self.time(t)), 1)
+        for layer, (linear, dropout) in enumerate(zip(self.hidden, self.dropouts, strict=True)):
+            h = linear(h)
+            if layer == 0 and self.label is not None:
+                h = h + self.label(y)
+            h = dropout(F.silu(h), rows)
+        return self.output(h).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Where the mathematics meets the Trainer."""

@@ -1,0 +1,84 @@
+"""`metrics.csv`: the one file of a run's metrics, and the truth that W&B mirrors."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """A logger that appends one row a step to `metrics.csv`.
+
+    A new metric adds a column: the file is then written anew. A resumed run first drops the rows of the steps
+    it will take again.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        self.columns = ["step"]
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.rows = list(reader)
+                self.columns = list(reader.fieldnames or self.columns)
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def root_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Nothing: the hyperparameters are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        if not values:
+            return
+        merges = bool(self.rows) and str(self.rows[-1]["step"]) == str(step)
+        if not merges:
+            self.rows.append({"step": step})
+        self.rows[-1].update(values)
+        new = [k for k in values if k not in self.columns]
+        self.columns += new
+        if new or merges or not self.path.is_file():
+            self.write()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(self.rows[-1])
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget the rows after a step that is being resumed from."""
+        kept = [row for row in self.rows if int(row["step"]) <= step]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self.write()
+
+    def write(self) -> None:
+        """The whole file, put in place at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)

@@ -1,0 +1,86 @@
+"""Weights & Biases: a mirror of the run directory, offline unless there is an account."""
+
+import netrc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+
+@dataclass
+class Tracking:
+    """Where metrics and pictures are mirrored.
+
+    Args:
+        mode: online, offline or disabled; auto follows $WANDB_MODE, then is online where a key is found in the
+            environment or in netrc, and offline otherwise.
+        project: the W&B project.
+        entity: the W&B user or team; null is the account's default.
+        group: a name that runs of one comparison share; null is the experiment's name.
+        tags: labels of the run.
+    """
+
+    mode: Mode = "auto"
+    project: str = "fmlightning"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+
+
+def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogger | None:
+    """The logger of a run, whose id is that of its directory; None if disabled."""
+    mode = resolve_mode(tracking.mode)
+    if mode == "disabled":
+        return None
+    if mode == "offline":
+        rank_zero_info(
+            f"W&B: no account, logging offline. To upload it later: wandb sync {folder}/wandb/offline-run-*"
+        )
+    import wandb
+
+    run_id = "-".join(folder.parts[-2:])
+    # `mode` goes to wandb.init: WandbLogger's own `offline` only sets a variable that wandb may ignore
+    options: dict[str, Any] = {
+        "mode": mode,
+        "entity": tracking.entity,
+        "group": tracking.group or experiment,
+        "tags": tracking.tags,
+        "resume": "allow",
+        "settings": wandb.Settings(silent=True, console="off"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = WandbLogger(
+        name=run_id,
+        id=run_id,
+        project=tracking.project,
+        save_dir=folder,
+        log_model=False,
+        **options,
+    )
+    logger._wandb_init.pop("anonymous", None)  # wandb warns of it in every run
+    return logger
+
+
+def resolve_mode(mode: Mode) -> str:
+    if mode != "auto":
+        return mode
+    named = os.environ.get("WANDB_MODE")
+    if named:
+        return {"dryrun": "offline", "run": "online"}.get(named, named)
+    return "online" if has_key() else "offline"
+
+
+def has_key() -> bool:
+    """Whether W&B would find an API key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

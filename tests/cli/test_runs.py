@@ -1,0 +1,204 @@
+"""The run directory: enough by itself, and never overwritten."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import fmlightning as package
+from fmlightning.runs import config_hash, run_directory
+
+STEPS = ("--trainer.max_steps=4",)
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_holds_all_it_needs(fit):
+    run = fit(
+        "toy/moons", *STEPS, "--trainer.log_every_n_steps=2", "--trainer.val_check_interval=2"
+    )
+    assert {"config.yaml", "manifest.json", "metrics.csv", "checkpoints"} <= {
+        p.name for p in run.iterdir()
+    }
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["end_step"] == 4
+    assert manifest["data"]["splits"].keys() == {"train", "val", "test"}
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "val/loss", *(f"val/loss_bin{k}" for k in range(8))} <= set(header)
+
+
+def test_the_same_command_twice_is_refused_and_changes_nothing(
+    fit, fmlightning, repository, tmp_path
+):
+    run = fit("toy/moons", *STEPS)
+    before = files(run)
+    again = (
+        "fit",
+        "--config",
+        repository / "configs/toy/moons.yaml",
+        *STEPS,
+        f"--run_dir={run}",
+        "--wandb.mode=disabled",
+    )
+    status, shown = fmlightning(*again)
+    assert status == 2
+    assert f"fmlightning show {run}" in shown
+    assert "--rerun" in shown
+    assert files(run) == before
+    # and --rerun keeps the old one, whole
+    fit("toy/moons", *STEPS, "--rerun=true")
+    assert files(run.with_name("run.1")) == before
+
+
+def test_an_unfinished_run_is_resumed_only_when_asked(fit, fmlightning, repository):
+    run = fit("toy/moons", *STEPS)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    longer = (
+        repository / "configs/toy/moons.yaml",
+        "--trainer.max_steps=6",
+        f"--run_dir={run}",
+        "--wandb.mode=disabled",
+    )
+    status, shown = fmlightning("fit", "--config", *longer)
+    assert status == 2
+    assert "--ckpt_path auto" in shown
+    fit("toy/moons", "--trainer.max_steps=6", "--ckpt_path=auto")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert json.loads((run / "manifest.json").read_text())["start_step"] == 4
+
+
+def test_two_experiments_have_two_directories_and_both_configs(
+    fit, fmlightning, runs_below_tmp, repository
+):
+    for path in ("Linear", "Trigonometric"):
+        status, shown = fmlightning(
+            "fit", "--config", repository / "configs/toy/moons.yaml", *STEPS, f"--model.path={path}",
+            "--wandb.mode=disabled", "--evaluation.at_end=false", "--trajectories.at_end=false",
+        )  # fmt: skip
+        assert status == 0, shown
+    configs = [yaml.safe_load(p.read_text()) for p in sorted(runs_below_tmp.rglob("config.yaml"))]
+    assert {c["model"]["path"]["class_path"].split(".")[-1] for c in configs} == {
+        "Linear",
+        "Trigonometric",
+    }
+    status, shown = fmlightning("ls", runs_below_tmp)
+    assert shown.count("finished") == 2
+
+
+CONFIG = {
+    "seed_everything": 0, "experiment": "e", "ema": {"decay": 0.9},
+    "model": {"path": {"class_path": "Linear"}, "solver": {"method": "euler"}},
+    "data": {"init_args": {"batch_size": 8}}, "trainer": {"max_steps": 5, "devices": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changes"),
+    [
+        ("ema", {"decay": 0.99}, True),
+        ("seed_everything", 1, True),
+        ("trainer", {"max_steps": 6, "devices": 1}, True),
+        ("trainer", {"max_steps": 5, "devices": 4}, False),
+        ("model", {"path": {"class_path": "Linear"}, "solver": {"method": "rk4"}}, False),
+        ("wandb", {"mode": "online"}, False),
+        ("experiment", "f", False),
+    ],
+)
+def test_the_hash_covers_what_changes_the_result(key, value, changes):
+    assert (config_hash(CONFIG) != config_hash({**CONFIG, key: value})) is changes
+
+
+def test_the_directory_is_named_by_hash_and_seed(runs_below_tmp):
+    assert run_directory(CONFIG) == runs_below_tmp / "e" / f"{config_hash(CONFIG)}-s0"
+
+
+def test_a_loaded_run_is_the_trained_field_in_plain_torch(fit):
+    run = fit("toy/moons", "--trainer.max_steps=20")
+    averaged, raw = package.load(run), package.load(run, ema=False)
+    x, t = torch.zeros(3, 2), torch.tensor(0.5)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for field, weights in (
+        (averaged, checkpoint["callbacks"]["EMA"]["shadow"]),
+        (raw, {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}),
+    ):
+        assert not field.training
+        for name, parameter in field.network.named_parameters():
+            assert torch.equal(parameter, weights[name])
+    assert averaged(x, t).shape == (3, 2)
+    assert not torch.equal(averaged(x, t), raw(x, t))
+
+
+def test_a_run_without_an_average_says_so(fit, fmlightning):
+    run = fit("toy/moons", *STEPS, "--ema.decay=0")
+    with pytest.raises(ValueError, match="ema=False"):
+        package.load(run)
+    assert fmlightning("sample", run, "--n=4", "--ema=false", "--device=cpu")[0] == 0
+
+
+def test_sample_writes_the_same_samples_in_any_batches(fit, fmlightning, tmp_path):
+    run = fit(
+        "images/digits", *STEPS, "--model.network.channels=8", "--model.network.head_channels=8"
+    )
+    outputs = []
+    for size in (1, 7, 64):
+        out = tmp_path / f"out{size}"
+        status, shown = fmlightning(
+            "sample",
+            run,
+            "--n=15",
+            f"--out={out}",
+            f"--batch_size={size}",
+            "--solver.num_steps=4",
+            "--device=cpu",
+        )
+        assert status == 0, shown
+        assert (out / "samples.png").is_file()
+        outputs.append(np.load(out / "samples.npz"))
+    for other in outputs[1:]:
+        assert other["y"].tolist() == [*range(10), *range(5)]
+        # float32 sums in another order; four steps of a network of unit scale
+        np.testing.assert_allclose(other["x"], outputs[0]["x"], atol=1e-5)
+
+
+def test_sample_refuses_to_overwrite_and_wrong_labels(fit, fmlightning, tmp_path):
+    run = fit("toy/moons", *STEPS)
+    out = tmp_path / "out"
+    assert fmlightning("sample", run, "--n=4", f"--out={out}")[0] == 0
+    before = files(out)
+    status, shown = fmlightning("sample", run, "--n=5", f"--out={out}")
+    assert status == 2
+    assert "--overwrite" in shown
+    assert files(out) == before
+    status, shown = fmlightning("sample", run, "--n=4", "--label=3", f"--out={tmp_path / 'b'}")
+    assert status == 2
+    assert "not conditional" in shown
+    status, shown = fmlightning(
+        "sample", run, "--n=4", "--solver.method=euller", f"--out={tmp_path / 'b'}"
+    )
+    assert status == 2
+    assert "euller" in shown
+
+
+def test_report_gives_mean_and_spread_over_seeds(fit, fmlightning, tmp_path):
+    judge = "[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]"
+    runs = [
+        fit("toy/moons", *STEPS, f"--seed_everything={s}", "--data.test_size=100", "--evaluation.at_end=true",
+            f"--evaluation.judges={judge}", name=f"s{s}")
+        for s in (0, 1, 2)
+    ]  # fmt: skip
+    out = tmp_path / "expected.json"
+    status, shown = fmlightning("report", *runs, "--out", out)
+    assert status == 0, shown
+    row = json.loads(out.read_text())["metrics"]["w2"]
+    values = [json.loads((r / "evaluation.json").read_text())["metrics"]["w2"] for r in runs]
+    assert row["n"] == 3
+    assert row["mean"] == pytest.approx(np.mean(values))
+    assert row["std"] == pytest.approx(np.std(values, ddof=1))
+    assert "n = 3" in fmlightning("report", runs[0], "--expected", out)[1]

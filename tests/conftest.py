@@ -1,0 +1,88 @@
+"""What every test gets: no account, no network, files in a temporary folder, and no hidden global randomness."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# before torch is imported: two test processes share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", FMLIGHTNING_DEBUG="")
+for name in ("WANDB_API_KEY", "RANK", "WORLD_SIZE", "LOCAL_RANK", "FMLIGHTNING_INCEPTION"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# the shapes in the signatures are checked while the tests run, and cost nothing otherwise
+install_import_hook("fmlightning.flow", "beartype.beartype")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def runs_below_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs go to a temporary folder, and W&B keeps its own files there too."""
+    root = tmp_path / "runs"
+    monkeypatch.setenv("FMLIGHTNING_RUNS", str(root))
+    for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "wandb"))
+    return root
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """The real command in a process of its own: `command("fit", "--config", ...)`."""
+
+    def call(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fmlightning", *map(str, args)],
+            capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def fmlightning(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The command in this process, which is faster: returns its exit status and all it printed."""
+
+    def call(*args: str) -> tuple[int, str]:
+        from fmlightning.__main__ import main
+
+        status = main([str(a) for a in args])
+        shown = capsys.readouterr()
+        return status, shown.out + shown.err
+
+    return call
+
+
+QUICK = (
+    "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.at_end=false",
+    "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.devices=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def fit(fmlightning: Callable[..., tuple[int, str]], tmp_path: Path) -> Callable[..., Path]:
+    """Train a config in this process, without pictures and scores; returns the run directory."""
+
+    def call(config: str, *overrides: str, name: str = "run") -> Path:
+        folder = tmp_path / name
+        path = REPOSITORY / "configs" / f"{config}.yaml"
+        status, shown = fmlightning(
+            "fit", "--config", str(path), *QUICK, f"--run_dir={folder}", *overrides
+        )
+        assert status == 0, shown
+        return folder
+
+    return call

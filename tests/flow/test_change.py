@@ -1,0 +1,145 @@
+"""A field trained on one path, sampled along another: on the exact velocity of a mixture."""
+
+import pytest
+import torch
+
+from fmlightning.flow.change import Reparametrised, change
+from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.keys import Key
+from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
+from fmlightning.flow.ode import ODESolver
+from fmlightning.flow.sampling import generate
+from fmlightning.flow.schedules import (
+    Curves,
+    IndependentCFM,
+    Linear,
+    LinearVP,
+    Polynomial,
+    SchrodingerBridge,
+    Trigonometric,
+    VarianceExploding,
+    VariancePreserving,
+)
+
+SCHEDULES = [
+    Linear(),
+    Linear(0.1),
+    IndependentCFM(0.3),
+    SchrodingerBridge(0.7),
+    VariancePreserving(),
+    VarianceExploding(),
+    Trigonometric(),
+    Polynomial(2.0),
+    LinearVP(),
+    Curves(lambda t: t**2 * (3 - 2 * t), lambda t: 1 - t),
+]
+SMOOTH = [Linear(), Trigonometric()]
+MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.5, -0.5]], [0.4, 0.7])
+SOLVER = ODESolver("dopri5", rtol=1e-9, atol=1e-9)
+
+
+def exact(schedule, predicts="velocity"):
+    return NetworkField(OracleNetwork(MIXTURE.along(schedule), predicts), schedule, predicts)
+
+
+def noise(n=64, seed=0):
+    return torch.randn(n, 2, generator=Key(seed).generator(), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sampled", SCHEDULES, ids=lambda s: f"to {s!r}")
+@pytest.mark.parametrize("trained", SCHEDULES, ids=lambda s: f"from {s!r}")
+def test_the_changed_field_is_the_exact_field_of_the_other_path(trained, sampled):
+    field = Reparametrised(exact(trained), sampled)
+    low, high = field.interval
+    r = torch.linspace(low + 0.02 * (high - low), high - 0.02 * (high - low), 33).double()
+    x = noise(33)
+    truth = MIXTURE.along(sampled).velocity(x, r)
+    # float64 rounding; the times of a ratio that is flat near an end are known to a root of it
+    torch.testing.assert_close(field(x, r), truth, rtol=1e-6, atol=1e-6 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("trained", SCHEDULES, ids=lambda s: f"from {s!r}")
+@pytest.mark.parametrize("sampled", SCHEDULES, ids=lambda s: f"to {s!r}")
+def test_times_and_scales_have_the_derivatives_they_say(trained, sampled):
+    low, high = Reparametrised(exact(trained), sampled).interval
+    r = torch.linspace(low, high, 23, dtype=torch.float64)[2:-2]
+    h = 1e-6 * (high - low)
+    c, before, after = (change(trained, sampled, r + d) for d in (0, -h, h))
+    # central differences of numbers known to 1e-14: 1e-14 / h, and h^2 of a third derivative
+    for slope, a, b in ((c.d_t, before.t, after.t), (c.d_s, before.s, after.s)):
+        torch.testing.assert_close(
+            slope, (b - a) / (2 * h), rtol=1e-5, atol=1e-5 * float(c.s.max())
+        )
+
+
+@pytest.mark.parametrize(
+    ("trained", "sampled"), [SMOOTH, SMOOTH[::-1]], ids=["to cosine", "to linear"]
+)
+def test_particles_are_the_same_up_to_scale_all_along(trained, sampled):
+    """x_r = s_r x_t(r), and equal ends where the ratios have equal ranges."""
+    field = Reparametrised(exact(trained), sampled)
+    assert field.interval == (0, 1)
+    assert field.floor == 0
+    times = [0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]
+    new = SOLVER.solve(field, noise(), save_at=times)
+    c = change(trained, sampled, new.times)
+    old = SOLVER.solve(exact(trained), noise(), save_at=c.t.tolist())
+    for s, ours, theirs in zip(c.s, new.states, old.states, strict=True):
+        # 1e-9 a step, a few dozen steps
+        torch.testing.assert_close(ours, s * theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(new.x, old.x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampled", [Linear(), Trigonometric()], ids=repr)
+def test_a_narrower_range_starts_late_and_carries_its_marginal_to_the_same_end(sampled):
+    """Diffusion-trained: drawn from the right marginal at the late start, particles end alike."""
+    trained = VariancePreserving()
+    field = Reparametrised(exact(trained), sampled)
+    low, high = field.interval
+    floor = trained.snr(torch.tensor(0.0, dtype=torch.float64))
+    assert field.floor == pytest.approx(float(floor), rel=1e-9)
+    assert 0 < low < 0.01
+    assert 0.9 < high < 1
+    c = change(trained, sampled, torch.tensor([low, high], dtype=torch.float64))
+    start = noise()
+    old = SOLVER.solve(exact(trained), start, float(c.t[0]), float(c.t[1])).x
+    new = SOLVER.solve(field, c.s[0] * start, low, high).x
+    torch.testing.assert_close(new, c.s[1] * old, rtol=0, atol=1e-5)
+
+
+def test_the_floor_is_printed():
+    field = Reparametrised(exact(VariancePreserving()), Linear())
+    assert "floor=0.0066" in repr(field)
+
+
+@pytest.mark.parametrize(
+    "trained", [VariancePreserving(), LinearVP(), SchrodingerBridge(0.7)], ids=repr
+)
+@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
+def test_generation_along_another_path_ends_at_the_data(trained, predicts):
+    """The whole way, with the last step where the trained field stops short."""
+    field = Reparametrised(exact(trained, predicts), Linear())
+    x = generate(field, noise(2000), ODESolver("rk4", 40)).x
+    truth = MIXTURE.along(Linear()).law(1.0)
+    mean = (truth.weights[:, None] * truth.means).sum(0)
+    second = (truth.weights[:, None] * (truth.means**2 + truth.stds[:, None] ** 2)).sum(0)
+    # 4 standard errors of 2000 samples of unit-sized moments, and the floor
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=4 * 1.3 / 2000**0.5 + 0.02)
+    torch.testing.assert_close(x.square().mean(0), second, rtol=0, atol=4 * 2.5 / 2000**0.5 + 0.02)
+
+
+def test_labels_reach_the_network():
+    class Constant(torch.nn.Module):
+        def forward(self, x, t, y=None):
+            return torch.zeros_like(x) if y is None else y[:, None] + torch.zeros_like(x)
+
+    field = Reparametrised(NetworkField(Constant(), Linear()), Linear())
+    y, x, r = torch.tensor([1, 2, 3]), noise(3), torch.tensor(0.5, dtype=torch.float64)
+    assert field.given(y)(x, r)[:, 0].tolist() == pytest.approx([1, 2, 3])
+    assert field.given(None)(x, r).abs().max() == 0
+
+
+def test_paths_without_a_common_ratio_are_refused():
+    near = VarianceExploding(0.01, 0.02)
+    with pytest.raises(ValueError, match="no signal-to-noise ratio in common"):
+        Reparametrised(exact(near), IndependentCFM(s=10.0))

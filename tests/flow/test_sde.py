@@ -1,0 +1,336 @@
+"""Stochastic samplers: their law against the flow's, against Ornstein-Uhlenbeck, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+
+from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.keys import Key, Rows
+from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
+from fmlightning.flow.ode import ODESolver, SolverError
+from fmlightning.flow.schedules import (
+    IndependentCFM,
+    Linear,
+    Polynomial,
+    Trigonometric,
+    VariancePreserving,
+)
+from fmlightning.flow.sde import (
+    Constant,
+    Ito,
+    NoiseLevel,
+    PathDiffusion,
+    SameMarginals,
+    SDESolver,
+    Vanishing,
+    score,
+)
+from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.toys import Moons
+
+MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-0.5, -2.0]], [0.5, 0.4, 0.7])
+METHODS = ["euler_maruyama", "stochastic_heun"]
+
+
+def start(n, seed=0):
+    return torch.randn(n, 2, generator=Key(seed).fold("start").generator(), dtype=torch.float64)
+
+
+def rows(n, seed=0):
+    return Key(seed).fold("sde").rows(torch.arange(n))
+
+
+def same(schedule, diffusion=None):
+    return SameMarginals(schedule, Gaussian(), True, diffusion or Vanishing())
+
+
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Trigonometric(), VariancePreserving(), IndependentCFM(0.3)], ids=str
+)
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
+def test_score_from_the_velocity_is_the_gradient_of_log_p(schedule, t):
+    path, x = MIXTURE.along(schedule), start(50).requires_grad_()
+    t = torch.tensor(t, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(path.log_prob(x, t).sum(), x)
+    x = x.detach()
+    found = score(path.velocity(x, t), x, t, schedule)
+    # float64, and std >= 0.05 loses a digit or two
+    torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
+def test_every_network_field_knows_its_score(predicts):
+    path, x = MIXTURE.along(Linear()), start(50)
+    field = NetworkField(OracleNetwork(path, predicts), Linear(), predicts)
+    t = torch.tensor(0.6, dtype=torch.float64)
+    torch.testing.assert_close(field.score(x, t), path.score(x, t), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "noise"])
+def test_a_score_at_the_data_end_is_refused(predicts):
+    field = NetworkField(OracleNetwork(MIXTURE.along(Linear()), predicts), Linear(), predicts)
+    with pytest.raises(ValueError, match="t=1"):
+        field.score(start(3), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_a_score_where_the_velocity_does_not_tell_is_refused():
+    """At t = 0 of a quadratic path the velocity is zero whatever the noise."""
+    sde = same(Polynomial(2.0))
+    with pytest.raises(ValueError, match="t=0"):
+        SDESolver(num_steps=5).solve(sde, MIXTURE.along(Polynomial(2.0)), start(4), rows(4))
+
+
+def energy(x, y):
+    """The energy distance of two samples, and its distribution when the labels mean nothing."""
+    both = torch.cat((x, y))
+    distances = torch.cdist(both, both)
+    sign = torch.cat((torch.ones(len(x)), -torch.ones(len(y)))).double()
+    generator = Key(3).generator()
+    null = [sign[torch.randperm(len(both), generator=generator)] for _ in range(200)]
+    signs = torch.stack([sign, *null])
+    values = -((signs @ distances) * signs).sum(1)
+    return values[0], values[1:]
+
+
+CASES = {
+    "linear": (Linear(), Vanishing()),
+    "strong": (Linear(), Vanishing(4.0)),
+    "cosine": (Trigonometric(), Vanishing()),
+    "noise level": (Trigonometric(), NoiseLevel(Trigonometric())),
+    "gamma": (IndependentCFM(0.3), Vanishing()),
+    "constant": (Linear(), Constant(1.0, (0.0, 0.95))),
+    "path's own": (Linear(), PathDiffusion(Linear(), (0.02, 1.0))),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_law_is_that_of_the_flow(case, method):
+    schedule, diffusion = CASES[case]
+    path, n = MIXTURE.along(schedule), 1500
+    std = float(schedule.std(torch.tensor(0.0)))
+    steps = 100 if method == "euler_maruyama" else 40
+    solver = SDESolver(method, steps)
+    x = solver.solve(same(schedule, diffusion), path.velocity, std * start(n), rows(n)).x
+    flow = ODESolver("rk4", 40).solve(path.velocity, std * start(n, seed=1)).x
+    law = path.law(1.0)
+    mean = law.weights @ law.means
+    spread = (law.weights * (law.means.square().sum(1) + 2 * law.stds**2)).sum()
+    errors = x.std(0) / math.sqrt(n)
+    # 4 standard errors, and a hundredth for the bias of the steps
+    assert ((x.mean(0) - mean).abs() < 4 * errors + 0.01).all()
+    squares = x.square().sum(1)
+    assert abs(squares.mean() - spread) < 4 * squares.std() / math.sqrt(n) + 0.05
+    distance, null = energy(x, flow)
+    # the seeds are fixed; by chance alone one in a hundred sets of seeds would exceed this
+    assert distance <= null.quantile(0.99)
+
+
+def test_without_the_half_the_law_would_be_another():
+    """The test above sees a drift of v + g^2 score."""
+    path, n = MIXTURE.along(Linear()), 1500
+
+    class Wrong(SameMarginals):
+        def drift(self, field, x, t, g2):
+            return 2 * super().drift(field, x, t, g2) - field(x, t)
+
+    sde = Wrong(Linear(), Gaussian(), True)
+    x = SDESolver(num_steps=40).solve(sde, path.velocity, start(n), rows(n)).x
+    flow = ODESolver("rk4", 40).solve(path.velocity, start(n, seed=1)).x
+    distance, null = energy(x, flow)
+    assert distance > null.max()
+
+
+class Impulses(Rows):
+    """Noise for a linear SDE's exact law: row i is one at step i and zero elsewhere."""
+
+    def normal(self, shape, stream=0, dtype=torch.float64):
+        return (self.index == stream).to(dtype).reshape(-1, 1)
+
+
+def variance_at_the_end(method, num_steps, diffusion, std=0.5):
+    """The law of the scheme on one Gaussian, where the drift is linear: a sum of squares, no sampling."""
+    path = GaussianMixture([1.0], [[0.0]], std).along(Linear())
+    x = torch.zeros(num_steps + 1, 1, dtype=torch.float64)
+    x[-1] = 1.0  # the last row has no noise: how far x0 itself is carried
+    noise = Impulses(torch.zeros(2).long(), torch.arange(num_steps + 1))
+    sde = same(Linear(), diffusion)
+    return SDESolver(method, num_steps).solve(sde, path.velocity, x, noise).x.square().sum()
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler_maruyama", 1), ("stochastic_heun", 2)])
+@pytest.mark.parametrize(
+    "diffusion", [Constant(math.sqrt(2), (0.0, 0.95)), Vanishing()], ids=["constant", "vanishing"]
+)
+def test_the_bias_falls_with_the_order_of_the_method(method, order, diffusion):
+    biases = [abs(float(variance_at_the_end(method, n, diffusion)) / 0.25 - 1) for n in (80, 320)]
+    # the interval ends on both grids, so both have their leading term
+    assert abs(math.log2(biases[0] / biases[1]) / 2 - order) < 0.2, biases
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_constant_g_is_far_more_biased_on_narrow_data(method):
+    """Why g^2 vanishes by default: 0.1 wide, 100 times steeper."""
+    constant = Constant(math.sqrt(2), (0.0, 0.95))
+    variances = [variance_at_the_end(method, 160, d, 0.1) / 0.01 for d in (constant, Vanishing())]
+    constant_bias, vanishing_bias = (abs(float(v) - 1) for v in variances)
+    assert vanishing_bias < 0.01
+    assert constant_bias > 10 * vanishing_bias
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_diffusion_of_the_path_is_nearly_unbiased(method):
+    diffusion = PathDiffusion(Linear(), (0.05, 1.0))
+    assert abs(variance_at_the_end(method, 160, diffusion, 0.1) / 0.01 - 1) < 0.01
+
+
+def test_no_noise_is_the_flow():
+    path = MIXTURE.along(Linear())
+    for method, plain in (("euler_maruyama", "euler"), ("stochastic_heun", "heun2")):
+        sde = same(Linear(), Vanishing(0.0))
+        x = SDESolver(method, 12).solve(sde, path.velocity, start(20), rows(20)).x
+        torch.testing.assert_close(x, ODESolver(plain, 12).solve(path.velocity, start(20)).x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_step_adds_no_noise(method):
+    """Two noises, one state before the last step: one state after it."""
+    path = MIXTURE.along(Linear())
+    sde, solver = same(Linear()), SDESolver(method, 1)
+    a, b = (solver.solve(sde, path.velocity, start(9), rows(9, seed)).x for seed in (0, 1))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    two = SDESolver(method, 2)
+    a, b = (two.solve(sde, path.velocity, start(9), rows(9, seed)).x for seed in (0, 1))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sample_depends_on_its_index_and_the_seed_alone(method):
+    path, solver, sde = MIXTURE.along(Linear()), SDESolver(method, 10), same(Linear())
+    whole = solver.solve(sde, path.velocity, start(32), rows(32)).x
+    some = torch.tensor([7, 3, 21])
+    part = solver.solve(sde, path.velocity, start(32)[some], Key(0).fold("sde").rows(some)).x
+    # the sums of the oracle may round otherwise in another batch
+    torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-12)
+    other = solver.solve(sde, path.velocity, start(32), rows(32, seed=1)).x
+    assert (other - whole).abs().mean() > 0.1
+
+
+def test_steps_draw_unrelated_noise():
+    """With no drift the increments are the noise itself."""
+    n, solver = 4000, SDESolver("euler_maruyama", 4)
+    states = solver.solve(
+        Ito(lambda t: 1.0), lambda x, t: 0 * x, torch.zeros(n, 1), rows(n), save_at=5
+    ).states[:, :, 0]
+    correlation = torch.corrcoef(states.diff(dim=0))
+    torch.testing.assert_close(correlation, torch.eye(4), rtol=0, atol=4 / math.sqrt(n))
+
+
+@pytest.mark.parametrize(("method", "cost"), [("euler_maruyama", 1), ("stochastic_heun", 2)])
+def test_cost_and_states(method, cost):
+    calls = []
+
+    def field(x, t):
+        calls.append(float(t))
+        return MIXTURE.along(Linear()).velocity(x, t)
+
+    solver = SDESolver(method, 8)
+    solution = solver.solve(same(Linear()), field, start(5), rows(5), save_at=[0.0, 0.5, 1.0])
+    assert solution.nfe == len(calls) == 8 * cost
+    assert max(calls) <= 1
+    torch.testing.assert_close(solution.states[0], start(5))
+    torch.testing.assert_close(solution.states[2], solution.x)
+
+
+THETA, NOISE, FROM = 2.0, 1.5, 3.0
+
+
+def moments(method, num_steps):
+    """Mean and variance at t = 1 of the scheme on dX = -theta X dt + s dW: no sampling, X is linear in its noise."""
+    index = torch.arange(num_steps + 1)
+    x = torch.zeros(num_steps + 1, 1, dtype=torch.float64)
+    x[-1] = FROM  # the last row has no noise: the mean
+    end = (
+        SDESolver(method, num_steps)
+        .solve(
+            Ito(lambda t: NOISE), lambda x, t: -THETA * x, x, Impulses(torch.zeros(2).long(), index)
+        )
+        .x[:, 0]
+    )
+    return end[-1], end[:-1].square().sum()
+
+
+MEAN = FROM * math.exp(-THETA)
+VARIANCE = NOISE**2 * (1 - math.exp(-2 * THETA)) / (2 * THETA)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler_maruyama", 1), ("stochastic_heun", 2)])
+def test_weak_order_on_ornstein_uhlenbeck(method, order):
+    coarse, fine = moments(method, 64), moments(method, 256)
+    for a, b, truth in zip(coarse, fine, (MEAN, VARIANCE), strict=True):
+        slope = math.log2(abs(a - truth) / abs(b - truth)) / 2
+        assert abs(slope - order) < 0.2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ornstein_uhlenbeck_by_its_own_noise(method):
+    n = 20_000
+    x = torch.full((n, 1), FROM, dtype=torch.float64)
+    end = SDESolver(method, 100).solve(Ito(lambda t: NOISE), lambda x, t: -THETA * x, x, rows(n)).x
+    # 4 standard errors, and the scheme's own bias of at most theta / 100
+    assert abs(end.mean() - MEAN) < 4 * math.sqrt(VARIANCE / n) + MEAN * THETA / 100
+    assert abs(end.var() - VARIANCE) < (4 * math.sqrt(2 / n) + THETA / 100) * VARIANCE
+
+
+def test_a_time_dependent_g_gives_the_integral_of_its_square():
+    """dX = t dW has variance 1/3; the trapezoid of stochastic Heun adds 1 / (6 K^2)."""
+    K = 10
+    x = torch.zeros(K, 1, dtype=torch.float64)
+    noise = Impulses(torch.zeros(2).long(), torch.arange(K))
+    end = SDESolver("stochastic_heun", K).solve(Ito(lambda t: t), lambda x, t: 0 * x, x, noise).x
+    assert end.square().sum().item() == pytest.approx(1 / 3 + 1 / (6 * K**2), abs=1e-12)
+
+
+def test_a_source_that_is_not_gaussian_is_refused():
+    with pytest.raises(ValueError, match=r"Moons.*not Gaussian.*Use the Gaussian source"):
+        SameMarginals(Linear(), Moons(), True)
+
+
+def test_a_coupling_with_an_unknown_score_is_refused():
+    with pytest.raises(ValueError, match=r"optimal transport.*independent coupling"):
+        SameMarginals(Linear(), Gaussian(), False)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Constant(1.0, (0.0, 1.0)), "vanish like"),
+        (lambda: Constant(1.0, (0.9, 0.1)), "low < high"),
+        (lambda: Constant(-1.0, (0.0, 0.9)), "negative"),
+        (lambda: PathDiffusion(Linear(), (0.0, 1.0)), "singular"),
+        (lambda: Vanishing(-1.0), "negative"),
+        (lambda: SDESolver(num_steps=0), "num_steps"),
+    ],
+)
+def test_bad_settings_are_refused(make, reason):
+    with pytest.raises(ValueError, match=reason):
+        make()
+
+
+@pytest.mark.parametrize("ends", [(1.0, 0.0), (0.5, 0.5)])
+def test_an_sde_does_not_run_backwards(ends):
+    with pytest.raises(ValueError, match="forwards"):
+        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), rows(3), *ends)
+
+
+def test_rows_must_match_the_samples():
+    with pytest.raises(ValueError, match="4 rows"):
+        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), rows(4))
+
+
+def test_blow_up_names_the_method_and_the_time():
+    with pytest.raises(SolverError, match=r"euler_maruyama.*t=0\."):
+        SDESolver("euler_maruyama", 400).solve(
+            Ito(lambda t: 0.1), lambda x, t: x**2, 3 + start(3).abs(), rows(3)
+        )

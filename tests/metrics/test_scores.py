@@ -1,0 +1,170 @@
+"""Scores against closed forms and other libraries."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from fmlightning.data.digits import DigitsData
+from fmlightning.flow.keys import Key
+from fmlightning.flow.levels import quantise
+from fmlightning.metrics.binned import BinnedMean
+from fmlightning.metrics.classifier import train_classifier
+from fmlightning.metrics.frechet import Frechet, inception_weights
+from fmlightning.metrics.transport import Wasserstein, wasserstein2
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=Key(seed).generator())
+
+
+def test_w2_of_a_shift_is_its_length():
+    x = normal(300, 2)
+    assert wasserstein2(x, x + torch.tensor([3.0, 4.0])) == pytest.approx(5, abs=1e-6)
+
+
+def test_w2_on_the_line_is_that_of_sorted_samples():
+    x, y = normal(400, 1), 2 * normal(400, 1, seed=1) + 1
+    expected = math.sqrt(float((x.sort(0).values - y.sort(0).values).double().square().mean()))
+    assert wasserstein2(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_wasserstein_does_not_depend_on_the_order_of_arrival():
+    real = [normal(200, 2, seed=s) for s in (1, 2)]
+    x, index = normal(200, 2), torch.arange(200)
+    scores = []
+    for order in (index, index.flip(0)):
+        judge = Wasserstein(subsets=4, size=50)
+        judge.prepare(*real, None, None)
+        for rows in order.split(30):
+            judge.update(x[rows], index[rows])
+        scores.append(judge.compute())
+    assert scores[0] == scores[1]
+    assert scores[0].keys() == {"w2", "w2_std", "w2_floor", "w2_floor_std"}
+
+
+def test_wasserstein_refuses_too_little_data():
+    with pytest.raises(ValueError, match="test_size"):
+        Wasserstein(subsets=5, size=100).prepare(normal(500, 2), normal(400, 2), None, None)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = DigitsData()
+    reference, held_out = data.eval_samples("reference"), data.eval_samples("test")
+    judge = Frechet(features="digits", num_samples=350)
+    judge.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.levels)
+    return judge, reference, held_out
+
+
+def test_the_frechet_distance_is_equation_1(digits):
+    judge, reference, held_out = digits
+    judge.reset()
+    judge.update(held_out["x1"], torch.arange(350), held_out["y"])
+    score = judge.compute()
+    features = [
+        judge.classifier.embed(quantise(x["x1"], 17)).double().numpy()
+        for x in (reference, held_out)
+    ]
+    (m1, s1), (m2, s2) = ((f.mean(0), np.cov(f.T)) for f in features)
+    expected = np.sum((m1 - m2) ** 2) + np.trace(s1 + s2 - 2 * np.real(sqrtm(s1 @ s2)))
+    # float32 sums of features
+    assert score["frechet_digits@350"] == pytest.approx(expected, rel=1e-3)
+    # held-out real digits are what the `_real` scores are of
+    assert score["frechet_digits@350"] == pytest.approx(score["frechet_digits@350_real"], rel=1e-5)
+    assert score["accuracy@350"] == pytest.approx(score["accuracy@350_real"])
+    assert "fid" not in " ".join(score)
+
+
+def test_worse_digits_score_worse(digits):
+    judge, _, held_out = digits
+    judge.reset()
+    judge.update(held_out["x1"].roll(2, -1), torch.arange(350), held_out["y"])
+    score = judge.compute()
+    assert score["frechet_digits@350"] > 3 * score["frechet_digits@350_real"]
+    assert score["accuracy@350"] < 0.9
+
+
+def test_the_classifier_knows_digits_and_is_a_function_of_its_arguments():
+    data = DigitsData()
+    images, y = data.images["train"][:600], data.targets["train"][:600]
+    a, b = (train_classifier(images, y, 17, 10, epochs=8) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    accuracy = (a(data.images["test"]).argmax(1) == data.targets["test"]).float().mean()
+    assert accuracy > 0.93  # 600 images and 8 epochs; all of them give about 0.99
+
+
+def test_fid_is_that_of_torch_fidelity(tmp_path):
+    """With any weights: here random ones, in the published file's format."""
+    template = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        state = random_inception(template)
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    x = torch.rand(12, 1, 8, 8, generator=Key(0).generator()) * 2 - 1
+    y = torch.rand(12, 1, 8, 8, generator=Key(1).generator()) * 2 - 1
+    judge = Frechet(features="auto", num_samples=12, weights=str(path))
+    with pytest.warns(UserWarning, match="singular"):
+        judge.prepare(x, y, None, 256)
+    judge.update(y, torch.arange(12))
+    score = judge.compute()
+    extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).eval()
+    with torch.no_grad():
+        features = [extractor(quantise(z, 256).expand(-1, 3, -1, -1))[0] for z in (x, y)]
+    statistics = [fid_features_to_statistics(f) for f in features]
+    expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    assert score["fid@12"] == pytest.approx(
+        expected, rel=1e-2
+    )  # rank 11 covariances of 2048 features
+
+
+def random_inception(template):
+    import torch_fidelity.feature_extractor_inceptionv3 as room
+
+    class Stop(Exception):
+        pass
+
+    captured = {}
+
+    def keep(*args, **kwargs):
+        raise Stop
+
+    original, room.load_state_dict_from_url = room.load_state_dict_from_url, keep
+    try:
+        FeatureExtractorInceptionV3.__init__(template, "inception-v3-compat", ["2048"])
+    except Stop:
+        captured = {k: v.clone() for k, v in template.state_dict().items()}
+    finally:
+        room.load_state_dict_from_url = original
+    return captured
+
+
+def test_inception_without_its_weights_says_what_to_fetch(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth"):
+        Frechet(features="inception")
+    monkeypatch.setenv("FMLIGHTNING_INCEPTION", str(tmp_path / "none.pth"))
+    with pytest.raises(ValueError, match="no such file"):
+        inception_weights(None)
+
+
+def test_images_that_are_not_finite_are_refused(digits):
+    judge, _, held_out = digits
+    judge.reset()
+    with pytest.raises(ValueError, match="not finite"):
+        judge.update(held_out["x1"] * math.nan, torch.arange(350), held_out["y"])
+
+
+def test_binned_means_add_up():
+    metric = BinnedMean(4)
+    values, position = torch.arange(8.0), torch.linspace(0, 1, 8)
+    metric.update(values[:3], position[:3])
+    metric.update(values[3:], position[3:])
+    mean, bins = metric.compute()
+    assert float(mean) == 3.5
+    assert bins.tolist() == [0.5, 2.5, 4.5, 6.5]
