@@ -135,6 +135,8 @@ METHODS: dict[str, RungeKutta | AdamsBashforth] = {
     "ab4": AdamsBashforth(4, HEUN3),
 }
 
+MULTISTEP = ("ab2", "ab3", "ab4")
+
 
 @dataclass(frozen=True)
 class Walk:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from torchdiffeq import odeint
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.mixture import GaussianMixture
@@ -58,7 +57,7 @@ def slope(method, grid, exact):
     return math.log2(errors[0] / errors[1]) / 2
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", ORDERS)
 def test_error_falls_with_the_order_of_the_method(method, exact):
     assert abs(slope(method, UniformGrid(), exact) - ORDERS[method]) < 0.2
 
@@ -66,16 +65,6 @@ def test_error_falls_with_the_order_of_the_method(method, exact):
 @pytest.mark.parametrize("method", ["heun3", "ab2", "ab3", "ab4"])
 def test_uneven_steps_keep_the_order(method, exact):
     assert abs(slope(method, ShiftedGrid(2.0), exact) - ORDERS[method]) < 0.2
-
-
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
-def test_runge_kutta_takes_the_steps_of_torchdiffeq(method):
-    grid = torch.linspace(0, 1, 8, dtype=torch.float64)
-    expected = odeint(lambda t, x: PATH.velocity(x, t), points(), grid, method=method)[-1]
-    # the same formulas in another order of operations: a few rounding errors
-    torch.testing.assert_close(
-        ODESolver(method, 7).solve(PATH.velocity, points()).x, expected, rtol=0, atol=1e-13
-    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +109,7 @@ def counting(field):
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", ORDERS)
 def test_fixed_methods_cost_what_they_say(method, num_steps):
     field, calls = counting(PATH.velocity)
     solver = ODESolver(method, num_steps)
@@ -223,7 +212,7 @@ def test_inner_serves_only_the_stages_that_weigh_nothing():
         assert len(inner_calls) == 6 * spared
         assert len(calls) + len(inner_calls) == solution.nfe
         plain = ODESolver(method, 6).solve(PATH.velocity, points())
-        torch.testing.assert_close(solution.x, plain.x, rtol=0, atol=0)
+        torch.testing.assert_close(solution.x, plain.x, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["heun2", "ab3", "dopri5"])
@@ -271,8 +260,8 @@ def test_bad_settings_are_refused(settings):
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
     solver = ODESolver()
-    object.__setattr__(solver, "method", "explicit_adams")  # past the type check of the tests
-    with pytest.raises(ValueError, match=r"explicit_adams.*choose one of euler"):
+    object.__setattr__(solver, "method", "rk99")  # past the type check of the tests
+    with pytest.raises(ValueError, match=r"rk99.*choose one of euler"):
         solver.__post_init__()
 
 
@@ -285,3 +274,37 @@ def test_bad_times_are_refused(save_at):
 def test_an_empty_interval_is_refused():
     with pytest.raises(ValueError, match="empty"):
         ODESolver("euler").solve(PATH.velocity, points(), 0.5, 0.5)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.9, 0.1)], ids=["forward", "back"])
+def test_our_own_steps_are_those_of_torchdiffeq(method, ends):
+    """The likelihood takes our steps and sampling takes torchdiffeq's: they are one method."""
+
+    def field(x, t):
+        return torch.sin(3 * x) * (1 + t) - x.flip(1)
+
+    x = torch.randn(5, 2, dtype=torch.float64, generator=Key(0).generator())
+    solver = ODESolver(method, num_steps=7, grid=ShiftedGrid(2.0))
+    theirs = solver.solve(field, x, *ends, save_at=4)
+    ours = solver.solve(field, x, *ends, save_at=4, inner=field)
+    # the same operations in another order
+    torch.testing.assert_close(ours.x, theirs.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.states, theirs.states, rtol=1e-12, atol=1e-12)
+    assert ours.nfe == theirs.nfe == solver.evaluations
+
+
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+def test_the_adams_methods_of_torchdiffeq_converge(method):
+    x = torch.ones(1, 1, dtype=torch.float64)
+    errors = [
+        abs(float(ODESolver(method, num_steps=n).solve(lambda x, t: -x, x).x) - math.exp(-1))
+        for n in (10, 40)
+    ]
+    assert errors[1] < errors[0] / 4**2.5  # order 3 or more: they start with Runge-Kutta steps
+
+
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+def test_the_adams_methods_of_torchdiffeq_refuse_an_uneven_grid(method):
+    with pytest.raises(ValueError, match="ab2"):
+        ODESolver(method, grid=ShiftedGrid(3.0))
