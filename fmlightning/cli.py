@@ -29,10 +29,12 @@ import fmlightning.data.digits
 import fmlightning.data.toy
 import fmlightning.flow.couplings
 import fmlightning.metrics.frechet
+import fmlightning.metrics.likelihood
 import fmlightning.metrics.transport
 import fmlightning.nets.mlp
 import fmlightning.nets.unet  # noqa: F401
 from fmlightning.callbacks.evaluation import Evaluation
+from fmlightning.callbacks.oracle import OracleError
 from fmlightning.callbacks.progress import StepProgress
 from fmlightning.callbacks.provenance import Provenance
 from fmlightning.callbacks.sampling import Samples
@@ -45,7 +47,7 @@ from fmlightning.runs import Run, run_directory
 from fmlightning.training.ema import EMA
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
-from fmlightning.training.tracking import Tracking, wandb_logger
+from fmlightning.training.tracking import Tracking, close_mirror, wandb_logger
 
 QUIET = (
     "The anonymous setting has no effect",
@@ -279,7 +281,7 @@ class FlowCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [Provenance(self.resolved, self.text)]
+        callbacks: list[Callback] = [Provenance(self.resolved, self.text), OracleError()]
         if trainer.enable_progress_bar is not False:
             callbacks.append(StepProgress())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
@@ -359,6 +361,8 @@ def train(args: list[str]) -> int:
             FlowCLI(args)
         except ValueError as error:
             raise ValueError(shorten(str(error))) from error
+        finally:
+            close_mirror()
     return 0
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from fmlightning.callbacks.periodic import Periodic
 from fmlightning.data.module import FlowData
 from fmlightning.metrics.judge import Judge
+from fmlightning.training.ema import evaluation_weights
 from fmlightning.training.module import FlowMatching
 
 
@@ -59,6 +60,7 @@ class Evaluation(Periodic):
     def scores(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> dict[str, float]:
         """Every judge's numbers, and the NFE of the largest batch."""
         self.prepare(module, data)
+        self.look(trainer, module, data)
         nfe = self.generate(trainer, module, data)
         scores: dict[str, float] = {}
         for judge in self.judges:
@@ -86,12 +88,22 @@ class Evaluation(Periodic):
             judge.to(module.device)
         self.prepared = True
 
+    def look(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
+        """Show every judge the model itself."""
+        law = getattr(data, "target", None)
+        with evaluation_weights(trainer, module.network):
+            for judge in self.judges:
+                judge.look(
+                    module.field, module.source, law, trainer.global_rank, trainer.world_size
+                )
+
     def generate(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> int:
         """Show every judge its samples: number k is the same on any number of processes."""
         total = max(judge.num_samples for judge in self.judges)
         index = torch.arange(total, device=module.device)
         nfe = 0
-        for block in index.split(self.batch_size)[trainer.global_rank :: trainer.world_size]:
+        blocks = index.split(self.batch_size) if total else ()
+        for block in blocks[trainer.global_rank :: trainer.world_size]:
             y = data.labels(block)
             solution = module.generate(block, y)
             nfe = max(nfe, solution.nfe)

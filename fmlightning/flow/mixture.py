@@ -21,6 +21,7 @@ variables, written as a sum of squares so that nothing cancels.
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class GaussianMixture(Source):
         self.weights = self.weights / self.weights.sum()  # exactly one, to rounding
         self.stds = self.stds.expand(self.weights.shape)
         self.event_shape = tuple(self.means.shape[1:])
+
+    def __repr__(self) -> str:
+        content = repr([x.tolist() for x in (self.weights, self.means, self.stds)])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        return f"GaussianMixture({len(self.weights)} components of shape {self.event_shape}, {digest})"
 
     @classmethod
     def of_points(cls, x: Points) -> "GaussianMixture":

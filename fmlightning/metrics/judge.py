@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from fmlightning.flow.fields import TrainedField
 from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.sources import Source
 
 
 class Judge(Metric):
@@ -21,7 +23,7 @@ class Judge(Metric):
     full_state_update = False
 
     num_samples: int
-    """How many generated samples it wants."""
+    """How many generated samples it wants; 0 for none."""
 
     @abstractmethod
     def prepare(
@@ -41,6 +43,19 @@ class Judge(Metric):
 
         Raises:
             ValueError: the data do not suit this judge.
+        """
+
+    def look(
+        self, field: TrainedField, source: Source, law: Source | None, rank: int, world_size: int
+    ) -> None:
+        """Take the model itself, for scores that its samples do not tell; most judges have no use for it.
+
+        Args:
+            field: the trained velocity field.
+            source: the law it starts from.
+            law: the law of the data, where there is one.
+            rank: this process, which takes its share of the work.
+            world_size: the number of processes.
         """
 
     @abstractmethod

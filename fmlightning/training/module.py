@@ -20,6 +20,7 @@ from fmlightning.data.order import Batch, Shard
 from fmlightning.flow.couplings import Coupling, Independent
 from fmlightning.flow.fields import NetworkField, evaluate
 from fmlightning.flow.keys import Key, Rows
+from fmlightning.flow.maximum_likelihood import MaximumLikelihood
 from fmlightning.flow.objectives import cfm_loss
 from fmlightning.flow.ode import ODESolver, Solution
 from fmlightning.flow.paths import AffinePath, PathSample
@@ -47,6 +48,8 @@ class FlowMatching(LightningModule):
         predicts: what the network outputs: velocity, data, noise or score.
         times: the law of training times.
         weight: how much the loss counts at each time: Unweighted, AsVelocity, EDM, MinSNR.
+        objective: null is flow matching; MaximumLikelihood trains through the solver, and then the coupling, the
+            times and the weight have no effect, and `train/loss` and `val/loss` are in nats.
         optimizer: an optimiser of torch.
         scheduler: a schedule of the learning rate, stepped once a step; null keeps it constant.
         label_drop: probability of hiding a label in training, for classifier-free guidance.
@@ -66,6 +69,7 @@ class FlowMatching(LightningModule):
         predicts: Prediction = "velocity",
         times: TimeSampler = Uniform(),  # noqa: B008
         weight: Weighting = Unweighted(),  # noqa: B008
+        objective: MaximumLikelihood | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         label_drop: float = 0.0,
@@ -81,13 +85,18 @@ class FlowMatching(LightningModule):
         self.source, self.coupling, self.times = source, coupling, times
         self.predicts: Prediction = predicts
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.weight = weight
+        self.weight, self.objective = weight, objective
         self.interval = domain(predicts, path)
         self.label_drop = label_drop
         self.solver = solver
         self.seed = seed
         self.key = Key(seed).fold("train")
         self.keyed_network = "rows" in inspect.signature(network.forward).parameters
+        if compile and objective is not None:
+            raise ValueError(
+                "model.compile=true compiles no second derivatives, which model.objective=MaximumLikelihood needs: "
+                "set it to false"
+            )
         if compile:
             self.network.compile()
         # in a tuple: as a submodule it would be cast to the network's precision
@@ -169,22 +178,23 @@ class FlowMatching(LightningModule):
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
         key = self.key.fold(step)
         point, y = self.draw(batch["x1"], batch.get("y"), key)
-        rows = key.fold("network").rows(self.row_numbers()) if self.keyed_network else None
-        loss = self.loss(point, y, rows).mean()
+        loss = self.loss(point, y, key.fold("network").rows(self.row_numbers())).mean()
         if self.logs_now:  # self.log at every step would take a quarter of a small network's time
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def loss(self, point: PathSample, y: Tensor | None, rows: Rows | None = None) -> Tensor:
+    def loss(self, point: PathSample, y: Tensor | None, rows: Rows) -> Tensor:
         """The loss of each sample."""
+        if self.objective is not None:
+            return self.objective(self.field, point.x1, self.source, y=y, rows=rows)
         return cfm_loss(
             self.network,
             self.schedule,
             point,
             predicts=self.predicts,
             y=y,
-            rows=rows,
+            rows=rows if self.keyed_network else None,
             weight=self.weight,
         )
 
@@ -246,7 +256,7 @@ class FlowMatching(LightningModule):
         rows = Key(0).fold(purpose).rows(batch["index"])
         point, y = self.held_out_sample(x1, y, rows)
         with evaluation_weights(self.trainer, self.network):
-            loss = self.loss(point, y)
+            loss = self.loss(point, y, rows)
         low, high = self.interval
         self.metrics[0].to(self.device).update(loss, (point.t - low) / (high - low))
         return {"loss": loss, "xt": point.xt, "t": point.t, "ut": point.ut}
@@ -271,12 +281,13 @@ class FlowMatching(LightningModule):
         self.log_held_out("test")
 
     def log_held_out(self, split: str) -> None:
-        """The mean loss, and the mean in each eighth of the time interval."""
+        """The mean loss, and of flow matching the mean in each eighth of the time interval."""
         mean, bins = self.metrics[0].compute()
         self.metrics[0].reset()
         self.log(f"{split}/loss", mean.float(), prog_bar=True)
-        for k, value in enumerate(bins.float()):
-            self.log(f"{split}/loss_bin{k}", value)
+        if self.objective is None:  # a likelihood has no time
+            for k, value in enumerate(bins.float()):
+                self.log(f"{split}/loss_bin{k}", value)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Generated samples, one for each index, with the labels of the batch."""

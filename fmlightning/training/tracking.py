@@ -2,12 +2,13 @@
 
 import netrc
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -38,8 +39,8 @@ def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogg
     if mode == "disabled":
         return None
     if mode == "offline":
-        rank_zero_info(
-            f"W&B: no account, logging offline. To upload it later: wandb sync {folder}/wandb/offline-run-*"
+        rank_zero_only(print)(
+            f"W&B: no account, so offline in {folder}/wandb; to upload: wandb sync {folder}/wandb/offline-run-*"
         )
     import wandb
 
@@ -84,3 +85,10 @@ def has_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def close_mirror() -> None:
+    """Finish the W&B run of this process, so that its file is whole and the next run does not join it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
