@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format lock clean
+.PHONY: help install demo verify gallery test test-all lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,24 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+DEMO := runs/demo
+
+demo: $(STAMP) ## train a toy and a digits flow in about three minutes, and print where the pictures are
+	$(BIN)/fmlightning fit --config configs/toy/moons.yaml --run_dir $(DEMO)/moons --rerun true
+	$(BIN)/fmlightning sample $(DEMO)/moons --n 2000 --out $(DEMO)/moons/generated
+	$(BIN)/fmlightning fit --config configs/images/digits.yaml --run_dir $(DEMO)/digits --rerun true
+	$(BIN)/fmlightning sample $(DEMO)/digits --n 100 --out $(DEMO)/digits/generated
+	@for name in moons digits; do \
+	  $(BIN)/fmlightning show $(DEMO)/$$name; echo; \
+	  $(BIN)/fmlightning report $(DEMO)/$$name --expected experiments/demo_$$name/expected.json; echo; \
+	done
+
+verify: $(STAMP) ## hold the mathematics against closed-form oracles and print the table
+	$(BIN)/fmlightning verify
+
+gallery: $(STAMP) ## draw the pictures of the theory in experiments/seed_gallery
+	$(BIN)/python experiments/seed_gallery/gallery.py
 
 lint: $(STAMP) ## ruff, the format check and mypy
 	$(BIN)/ruff check .

@@ -12,11 +12,15 @@ OVERLAYS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.stem)
 def test_fit_runs_two_steps(fit, path):
-    run = fit(str(path.relative_to(CONFIGS).with_suffix("")), "--trainer.max_steps=2", "--wandb.mode=auto")
+    run = fit(
+        str(path.relative_to(CONFIGS).with_suffix("")), "--trainer.max_steps=2", "--wandb.mode=auto"
+    )
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.stem)
 def test_an_overlay_parses_over_a_config(command, path):
-    result = command("fit", "--config", "configs/toy/moons.yaml", "--config", path, "--print_config")
+    result = command(
+        "fit", "--config", "configs/toy/moons.yaml", "--config", path, "--print_config"
+    )
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,6 @@
 """Pictures of the theory, from exact velocities: nothing is trained.
 
-    python experiments/seed_gallery/gallery.py [--out DIR] [--only NAME ...]
+python experiments/seed_gallery/gallery.py [--out DIR] [--only NAME ...]
 """
 
 import argparse
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from pictures import comparison, continuity, couplings, density, flow_map, noise, paths
+from PIL import Image
+from pictures import comparison, continuity, couplings, density, flow_map, ode_sde, paths
 from pictures.scene import Detail, Film, snapshot
 from rich.progress import Progress
 
@@ -20,7 +21,7 @@ PICTURES: dict[str, Draw] = {
     "flow_map": flow_map.draw,
     "comparison": comparison.draw,
     "continuity": continuity.draw,
-    "ode_sde": noise.draw,
+    "ode_sde": ode_sde.draw,
     "couplings": couplings.draw,
 }
 
@@ -38,8 +39,9 @@ def save(picture: Figure | Film, file: Path, dpi: int) -> None:
     if isinstance(picture, Film):
         picture.save(file)
     else:
-        # 256 colours are enough for these pictures and take a third of the space
-        snapshot(picture, dpi).quantize(256).save(file, optimize=True)
+        # 256 colours are enough for these pictures and take half the space
+        image = snapshot(picture, dpi).quantize(256, Image.Quantize.MAXCOVERAGE)
+        image.save(file, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

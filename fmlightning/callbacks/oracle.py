@@ -91,4 +91,6 @@ def exact_path(module: FlowMatching, data: Any) -> MixturePath | None:
     if isinstance(law, EightGaussians):
         law = GaussianMixture.of_eight_gaussians(law)
     known = isinstance(law, GaussianMixture) and module.source.gaussian
-    return law.along(module.schedule) if known and isinstance(module.coupling, Independent) else None
+    return (
+        law.along(module.schedule) if known and isinstance(module.coupling, Independent) else None
+    )

@@ -55,14 +55,18 @@ class Trajectories(Periodic):
         with evaluation_weights(trainer, module.network):
             figure = trajectories(paths, real, module.field, time=(low + high) / 2)
         save_figure(trainer, "trajectories", figure)
-        truth = torch.stack([self.on_path(module, data, t) for t in film])
+        truth = self.on_path(module, real, film)
         save_figure(trainer, "path", path_film(solution.states, solution.times, truth))
 
     @staticmethod
-    def on_path(module: FlowMatching, data: FlowData, t: float) -> torch.Tensor:
-        """Samples of the probability path at one time, under the coupling of training."""
-        x1 = data.eval_samples("test")["x1"].to(module.device)
-        rows = Key(0).fold("film").rows(torch.arange(len(x1), device=module.device))
-        sample, _ = module.held_out_sample(x1, None, rows)
-        time = torch.full((len(x1),), t, device=module.device)
-        return module.path.sample(sample.x0, sample.x1, time, sample.eps).xt
+    def on_path(module: FlowMatching, x1: torch.Tensor, times: list[float]) -> torch.Tensor:
+        """Samples of the probability path at some times, under the coupling of training, (K, N, 2)."""
+        rows = Key(0).fold("film").rows(torch.arange(len(x1), device=x1.device))
+        pair, _ = module.held_out_sample(x1, None, rows)
+        frames = [
+            module.path.sample(
+                pair.x0, pair.x1, torch.full((len(x1),), t, device=x1.device), pair.eps
+            )
+            for t in times
+        ]
+        return torch.stack([frame.xt for frame in frames])

@@ -4,7 +4,11 @@ r"""Training a flow by maximum likelihood, as continuous normalising flows were 
 
 Each evaluation of (1) solves the flow from t = 1 to 0, and its gradient goes back through every step of the
 solver (discretise, then optimise). Only the two ends matter: what the flow does in between is left to the network,
-while flow matching prescribes it. E L is the cross-entropy, so it cannot fall below the entropy of the data.
+while flow matching prescribes it.
+
+L is a cross-entropy and cannot fall below the entropy of the data; what too few steps make of it can. A network
+learns to put a large divergence where such a solver looks, and loses it where it does not. So the steps follow
+from a tolerance, which holds the integral of (1) to account beside the state.
 
 Source: Chen et al. 2018, arXiv:1806.07366, sec. 4; the estimate of the divergence, Grathwohl et al. 2019,
 arXiv:1810.01367.
@@ -18,7 +22,7 @@ import torch
 from fmlightning.flow.fields import TrainedField
 from fmlightning.flow.keys import Rows
 from fmlightning.flow.likelihood import hutchinson_probe, log_prob
-from fmlightning.flow.ode import FIXED, FixedMethod, ODESolver
+from fmlightning.flow.ode import AdaptiveMethod, ODESolver
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.flow.sources import Source
 
@@ -29,33 +33,26 @@ Divergence = Literal["exact", "hutchinson"]
 class MaximumLikelihood:
     """The objective (1).
 
-    The solver's error is part of the objective: a network learns to exploit steps that are too large. Judge the
-    trained flow with an adaptive solver, and take more steps where the two likelihoods differ.
+    The steps depend on the batch, so two processes with half a batch each agree with one to the tolerance only.
 
     Args:
-        method: a fixed-step method; midpoint needs the divergence at every other evaluation only.
-        num_steps: its intervals.
+        method: an adaptive method; steps set beforehand were seen to train a flow to 6 nats below the entropy.
+        rtol: its relative tolerance.
+        atol: its absolute tolerance.
         divergence: exact, D backward passes an evaluation, or hutchinson, one, with a keyed probe for each sample.
     """
 
-    method: FixedMethod = "midpoint"
-    num_steps: int = 8
+    method: AdaptiveMethod = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-3
     divergence: Divergence = "exact"
-
-    def __post_init__(self) -> None:
-        if self.method not in FIXED:
-            raise ValueError(
-                f"method={self.method!r} does not train: choose one of fixed steps, {', '.join(FIXED)}"
-            )
-        if self.divergence not in ("exact", "hutchinson"):
-            raise ValueError(
-                f"divergence={self.divergence!r} is unknown; choose exact or hutchinson"
-            )
-        _ = self.solver  # refuses a wrong number of steps
 
     @property
     def solver(self) -> ODESolver:
-        return ODESolver(self.method, self.num_steps)
+        return ODESolver(self.method, rtol=self.rtol, atol=self.atol)
+
+    def __post_init__(self) -> None:
+        _ = self.solver  # refuses tolerances that are not positive
 
     def __call__(
         self,
@@ -79,10 +76,12 @@ class MaximumLikelihood:
 
         Raises:
             ValueError: the source has no density, or there are no rows for the probes.
+            SolverError: the flow has become too stiff for the solver.
         """
         # labels that are looked up while gradients are on must not come from inference mode
         with torch.inference_mode(False):
             y = None if y is None else y.clone()
+            probe = self.probe(rows, x1)
         return -log_prob(
             field.given(y),
             x1,
@@ -90,16 +89,16 @@ class MaximumLikelihood:
             field.schedule,
             self.solver,
             interval=field.interval,
-            probe=self.probe(rows, x1),
+            probe=probe,
             differentiable=torch.is_grad_enabled(),
         )
 
     def probe(self, rows: Rows | None, x1: Points) -> Points | None:
+        """Hutchinson's z for each sample, one for the whole solve; None for the exact divergence."""
         if self.divergence == "exact":
             return None
         if rows is None:
             raise ValueError(
                 "divergence='hutchinson' needs random numbers: pass rows=key.rows(index), or take 'exact'"
             )
-        with torch.inference_mode(False):
-            return hutchinson_probe(rows, x1).clone()
+        return hutchinson_probe(rows, x1).clone()

@@ -77,7 +77,9 @@ class GaussianMixture(Source):
     def __repr__(self) -> str:
         content = repr([x.tolist() for x in (self.weights, self.means, self.stds)])
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        return f"GaussianMixture({len(self.weights)} components of shape {self.event_shape}, {digest})"
+        return (
+            f"GaussianMixture({len(self.weights)} components of shape {self.event_shape}, {digest})"
+        )
 
     @classmethod
     def of_points(cls, x: Points) -> "GaussianMixture":

@@ -73,14 +73,15 @@ class NegativeLogLikelihood(Judge):
         self.levels = levels
 
     def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
-        """Nothing: a likelihood is of real points under the model."""
+        """Take what `score` says of some points, (B, 3): no samples are generated for this judge."""
+        self.values.append(x)
 
     def look(
         self, field: TrainedField, source: Source, law: Source | None, rank: int, world_size: int
     ) -> None:
         blocks = torch.arange(len(self.held_out), device=self.device).split(self.batch_size)
         for block in blocks[rank::world_size]:
-            self.values.append(self.score(field, source, law, block))
+            self.update(self.score(field, source, law, block), block)
 
     def score(
         self, field: TrainedField, source: Source, law: Source | None, index: Tensor

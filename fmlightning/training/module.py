@@ -264,15 +264,28 @@ class FlowMatching(LightningModule):
     def held_out_sample(
         self, x1: Tensor, y: Tensor | None, rows: Rows
     ) -> tuple[PathSample, Tensor | None]:
+        """Points keyed by each sample's index, paired in blocks as large as a training batch."""
         x0 = self.source.rows(rows, x1.shape[1:])
         if not isinstance(self.coupling, Independent):
-            generator = Key(0).fold("coupling", int(rows.index[0])).generator()
-            i, j = self.coupling.pairs(x0, x1, y, generator)
+            i, j = self.couple_blocks(x0, x1, y, int(rows.index[0]))
             x0, x1, y = x0[i], x1[j], None if y is None else y[j]
         low, high = self.interval
         t = low + (high - low) * rows.uniform((), stream=2)
         eps = rows.normal(x1.shape[1:], stream=3) if self.schedule.has_gamma else None
         return self.path.sample(x0, x1, t, eps), y
+
+    def couple_blocks(
+        self, x0: Tensor, x1: Tensor, y: Tensor | None, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs within each block of `batch_size`: what the training pairs are, and never one huge problem."""
+        parts = []
+        for block in torch.arange(len(x1), device=x1.device).split(self.batch_size):
+            generator = Key(0).fold("coupling", first + int(block[0])).generator()
+            labels = None if y is None else y[block]
+            i, j = self.coupling.pairs(x0[block], x1[block], labels, generator)
+            parts.append((block[i], block[j]))
+        pairs_i, pairs_j = zip(*parts, strict=True)
+        return torch.cat(pairs_i), torch.cat(pairs_j)
 
     def on_validation_epoch_end(self) -> None:
         self.log_held_out("val")

@@ -44,7 +44,9 @@ def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogg
         )
     import wandb
 
-    run_id = "-".join(folder.parts[-2:])
+    # runs that were kept aside as <folder>.1, .2, ... have had the ids before this one
+    kept = len(list(folder.parent.glob(f"{folder.name}.*")))
+    run_id = "-".join((*folder.parts[-2:], *([str(kept + 1)] if kept else [])))
     # `mode` goes to wandb.init: WandbLogger's own `offline` only sets a variable that wandb may ignore
     options: dict[str, Any] = {
         "mode": mode,

@@ -8,7 +8,12 @@ import pytest
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
-PICTURES = ("--samples.at_end=true", "--trajectories.at_end=true", "--evaluation.at_end=true", "--wandb.mode=auto")
+PICTURES = (
+    "--samples.at_end=true",
+    "--trajectories.at_end=true",
+    "--evaluation.at_end=true",
+    "--wandb.mode=auto",
+)
 SCALED = {
     "toy/moons": (
         "--trainer.max_steps=4", "--data.test_size=200", "--data.val_size=64", "--trainer.log_every_n_steps=2",
@@ -46,7 +51,11 @@ def records(path):
 def test_a_run_draws_scores_and_mirrors(fit, config):
     run = fit(config, *SCALED[config], *PICTURES)
     names = {p.name.split("-")[0] for p in (run / "samples").glob("*.png")}
-    assert names == ({"samples", "trajectories", "path"} if config == "toy/moons" else {"samples", "trajectories"})
+    assert names == (
+        {"samples", "trajectories", "path"}
+        if config == "toy/moons"
+        else {"samples", "trajectories"}
+    )
     for picture in (run / "samples").glob("*.png"):
         with Image.open(picture) as image:
             assert min(image.size) > 200
@@ -56,7 +65,12 @@ def test_a_run_draws_scores_and_mirrors(fit, config):
         assert float(rows[-1][f"eval/{name}"]) == pytest.approx(value)
     assert not any("fid" in name for name in scores)
     if config == "images/digits":
-        assert {"frechet_digits@350", "frechet_digits@350_real", "accuracy@350", "accuracy@350_real"} <= set(scores)
+        assert {
+            "frechet_digits@350",
+            "frechet_digits@350_real",
+            "accuracy@350",
+            "accuracy@350_real",
+        } <= set(scores)
 
     (mirror,) = (run / "wandb").glob("offline-run-*/*.wandb")
     found = list(records(mirror))
@@ -110,7 +124,9 @@ def test_offline_is_said_once_with_how_to_upload(command, tmp_path):
         ({"WANDB_MODE": "online"}, "disabled", "disabled"),
     ],
 )
-def test_the_mode_follows_what_was_asked_then_the_environment(monkeypatch, tmp_path, variables, asked, expected):
+def test_the_mode_follows_what_was_asked_then_the_environment(
+    monkeypatch, tmp_path, variables, asked, expected
+):
     from fmlightning.training.tracking import resolve_mode
 
     monkeypatch.setenv("HOME", str(tmp_path))

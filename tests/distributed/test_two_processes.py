@@ -24,7 +24,9 @@ def test_two_processes_train_as_one(command, tmp_path, coupling):
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         runs.append(run)
-    weights = [torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in runs]
+    weights = [
+        torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in runs
+    ]
     for name, value in weights[0].items():
         # float32 gradients are summed in another order, and AdamW divides by their size: 1e-4 over 12 steps
         torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3)

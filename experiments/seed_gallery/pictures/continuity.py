@@ -9,32 +9,36 @@ earlier time fails. Both terms come from autograd, so the zero is found and not 
 Source: Lipman et al. 2023, arXiv:2210.02747, eq. 26.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from torch import Tensor
 
 from fmlightning.flow.schedules import Linear
 from fmlightning.flow.shapes import Field, PerSample, Points
-from fmlightning.plotting import finish, streamlines
+from fmlightning.plotting import finish
 
-from .scene import DATA, LIMITS, Detail, at, lattice, shade
+from .scene import DATA, LIMITS, PALE, Detail, at, lattice, shade, stream
 
 PATH = DATA.along(Linear())
 TIME, LATE = 0.6, 0.1
 
 
-def exact(x: Points, t: torch.Tensor) -> Points:
+def exact(x: Points, t: Tensor) -> Points:
     return PATH.velocity(x, t)
 
 
-def turned(x: Points, t: torch.Tensor) -> Points:
+def turned(x: Points, t: Tensor) -> Points:
     """u + w, p w = c rot(grad p)."""
     gradient = PATH.score(x, t)
-    return exact(x, t) + 0.2 * torch.stack((-gradient[:, 1], gradient[:, 0]), 1)
+    return exact(x, t) + 0.4 * torch.stack((-gradient[:, 1], gradient[:, 0]), 1)
 
 
-def late(x: Points, t: torch.Tensor) -> Points:
+def late(x: Points, t: Tensor) -> Points:
     """A velocity that is not that of the path: u of an earlier time."""
     return exact(x, t - LATE)
 
@@ -47,29 +51,38 @@ FIELDS: dict[str, Field] = {
 
 
 def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
-    figure = Figure(figsize=(13.2, 5.6), layout="constrained")
+    figure = Figure(figsize=(13.2, 6.2), layout="constrained")
     axes = figure.subplots(2, 4)
     x = lattice(detail.side)
-    change = terms(exact, x)[0]
-    scale = float(change.abs().max())
-    for axis in axes[0, 1:]:
-        shade(axis, lambda x: PATH.log_prob(x, at(TIME)), detail.side, "Blues")
-    for column, (name, field) in zip(axes.T[1:], FIELDS.items(), strict=True):
-        streamlines(column[0], field, TIME, LIMITS, torch.device("cpu"))
-        finish(column[0], name, LIMITS)
-    panels = [(axes[0, 0], "$\\partial_t p$", change),
-              (axes[1, 0], "div(p u), exact u", terms(exact, x)[1])]  # fmt: skip
-    for axis, field in zip(axes[1, 1:], FIELDS.values(), strict=True):
-        residual = sum(terms(field, x))
-        panels.append((axis, f"residual: at most {largest(residual, scale)}", residual))
-    for axis, title, values in panels:
-        image = axis.imshow(
-            values.reshape(detail.side, detail.side), extent=LIMITS, origin="lower",
-            cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="bilinear", aspect="auto",
-        )  # fmt: skip
-        finish(axis, title, LIMITS)
-    figure.colorbar(image, ax=axes[:, 3], shrink=0.7, label="density per unit of time")
+    d_t, div = terms(exact, x)
+    scale = float(d_t.abs().max())
+    heat(axes[0, 0], d_t, scale, "$\\partial_t p$")
+    image = heat(axes[1, 0], div, scale, "div(p u), exact u")
+    for (upper, lower), (name, field) in zip(axes.T[1:], FIELDS.items(), strict=True):
+        shade(upper, lambda x: PATH.log_prob(x, at(TIME)), detail.side, PALE)
+        stream(upper, field, TIME)
+        finish(upper, name, LIMITS)
+        left = residual(field, x)
+        heat(lower, left, scale, f"$\\partial_t p$ + div(p v): {largest(left, scale)} of the scale")
+    figure.colorbar(image, ax=axes, shrink=0.7, pad=0.01, label="density per unit of time")
     yield "continuity.png", figure
+
+
+def heat(axis: Axes, values: PerSample, scale: float, title: str) -> AxesImage:
+    """A signed function on the lattice, white where it is zero."""
+    side = math.isqrt(len(values))
+    image = axis.imshow(
+        values.reshape(side, side).numpy(), extent=LIMITS, origin="lower", cmap="RdBu_r",
+        vmin=-scale, vmax=scale, interpolation="bilinear", aspect="auto",
+    )  # fmt: skip
+    finish(axis, title, LIMITS)
+    return image
+
+
+def residual(field: Field, x: Points) -> PerSample:
+    """The left side of (1)."""
+    d_t, div = terms(field, x)
+    return d_t + div
 
 
 def terms(field: Field, x: Points) -> tuple[PerSample, PerSample]:
@@ -83,6 +96,6 @@ def terms(field: Field, x: Points) -> tuple[PerSample, PerSample]:
     return d_t, torch.stack(rows).sum(0)
 
 
-def largest(residual: PerSample, scale: float) -> str:
+def largest(values: PerSample, scale: float) -> str:
     """The largest residual, as a share of the largest d_t p."""
-    return f"{float(residual.abs().max()) / scale:.1g} of the scale"
+    return f"{float(values.abs().max()) / scale:.1g}"

@@ -36,7 +36,7 @@ PANELS: dict[str, tuple[Coupling, int]] = {
 
 
 def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
-    figure = Figure(figsize=(13, 3.7), layout="constrained")
+    figure = Figure(figsize=(13, 3.95), layout="constrained")
     x0 = noise(detail.particles)[:POINTS]
     x1 = DATA.sample(tuple(x0.shape), KEY.fold("coupled").generator(), F64)
     for axis, (name, (coupling, size)) in zip(figure.subplots(1, 4), PANELS.items(), strict=True):

@@ -20,13 +20,16 @@ from torch import Tensor
 from fmlightning.flow.ode import ODESolver
 from fmlightning.flow.schedules import Linear
 from fmlightning.flow.sources import Gaussian
+from fmlightning.plotting import DATA as RED
 from fmlightning.plotting import finish
 
-from .scene import DATA, DENSE, LIMITS, Detail, Film, dots, lattice, noise, snapshot, tracks
+from .scene import DATA, DENSE, LIMITS, PALE, Detail, Film, dots, lattice, noise, snapshot, tracks
 
 PATH = DATA.along(Linear())
 REACH = 3.0
 """Half the side of the grid in the source."""
+CELLS, EVERY = 60, 3
+"""Cells along a side, and how many of them lie between two lines that are drawn."""
 
 
 def draw(detail: Detail) -> Iterator[tuple[str, Figure | Film]]:
@@ -41,8 +44,8 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure | Film]]:
 
 def carried(detail: Detail, times: list[float]) -> tuple[Tensor, Tensor]:
     """Corners of the grid, (K, side, side, 2), and some particles, (K, B, 2), at the times."""
-    side = max(4, detail.side // 3) + 1
-    x = torch.cat((lattice(side, REACH), noise(detail.particles)[:40]))
+    side = CELLS + 1
+    x = torch.cat((lattice(side, REACH), noise(detail.particles)[:24]))
     solver = ODESolver("rk4", num_steps=detail.num_steps)
     states = solver.solve(PATH.velocity, x, save_at=times).states
     return states[:, : side**2].unflatten(1, (side, side)), states[:, side**2 :]
@@ -56,7 +59,7 @@ def strip(moments: list[tuple[float, Tensor, Tensor]]) -> Figure:
 
 
 def frame(t: float, grid: Tensor, particles: Tensor) -> Figure:
-    figure = Figure(figsize=(4.0, 4.25))
+    figure = Figure(figsize=(3.4, 3.62))
     axis = figure.subplots()
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.94)
     deformed(axis, t, grid, particles)
@@ -65,25 +68,32 @@ def frame(t: float, grid: Tensor, particles: Tensor) -> Figure:
 
 def deformed(axis: Axes, t: float, grid: Tensor, particles: Tensor) -> None:
     """The cells in the colour of (2), and the particles with the way behind them."""
-    corners = torch.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), 2)
-    density = mass(len(grid)) / area(corners).clamp(min=1e-12)
+    cells = corners(grid)
+    density = mass() / area(cells).clamp(min=1e-12)
     axis.add_collection(PolyCollection(
-        list(corners.flatten(0, 1).numpy()), array=density.flatten().sqrt().numpy(), cmap="Blues",
-        clim=(0, DENSE**0.5), edgecolors="#00000055", linewidths=0.25,
+        list(cells.flatten(0, 1).numpy()), array=density.flatten().sqrt().numpy(), cmap=PALE,
+        clim=(0, DENSE**0.5), edgecolors="face", linewidths=0.3,
     ))  # fmt: skip
-    tracks(axis, particles, colors="#d1495b", linewidths=0.7, alpha=0.6)
-    dots(axis, particles[-1], "#d1495b", 9)
+    for lines in (grid[:, ::EVERY], grid[::EVERY].transpose(0, 1)):
+        tracks(axis, lines, colors="#333333", linewidths=0.4)
+    tracks(axis, particles, colors=RED, linewidths=0.8)
+    dots(axis, particles[-1], RED, 10)
     finish(axis, f"t = {t:.2f}", LIMITS)
 
 
-def mass(side: int) -> Tensor:
+def corners(grid: Tensor) -> Tensor:
+    """The cells as quadrilaterals, (CELLS, CELLS, 4, 2)."""
+    return torch.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), 2)
+
+
+def mass() -> Tensor:
     """The mass of each cell in the source, by its density in the middle."""
-    step = 2 * REACH / (side - 1)
-    middle = lattice(side - 1, REACH - step / 2)
-    return (Gaussian().log_prob(middle).exp() * step**2).reshape(side - 1, side - 1)
+    step = 2 * REACH / CELLS
+    middle = lattice(CELLS, REACH - step / 2)
+    return (Gaussian().log_prob(middle).exp() * step**2).reshape(CELLS, CELLS)
 
 
-def area(corners: Tensor) -> Tensor:
+def area(cells: Tensor) -> Tensor:
     """Half the cross product of the diagonals of each quadrilateral, (..., 4, 2)."""
-    a, b = (corners[..., 2, :] - corners[..., 0, :]), (corners[..., 3, :] - corners[..., 1, :])
+    a, b = (cells[..., 2, :] - cells[..., 0, :]), (cells[..., 3, :] - cells[..., 1, :])
     return (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() / 2

@@ -24,13 +24,13 @@ from fmlightning.flow.schedules import Linear
 from fmlightning.flow.shapes import Points
 from fmlightning.plotting import DATA as RED
 from fmlightning.plotting import MODEL as BLUE
-from fmlightning.plotting import finish, streamlines
+from fmlightning.plotting import finish
 
-from .scene import DATA, F64, KEY, LIMITS, Detail, at, dots, noise, shade
+from .scene import DATA, F64, KEY, LIMITS, PALE, Detail, at, dots, noise, shade, stream
 
 PATH_TIMES = (0.0, 0.25, 0.5, 0.75, 0.97)
 VELOCITY_TIMES = (0.1, 0.4, 0.65, 0.85)
-ONE = DATA.means[4:5]
+ONE = DATA.means[18:19]
 """The data point of the conditional path, (1, 2)."""
 CONDITIONAL = GaussianMixture.of_points(ONE).along(Linear())
 MARGINAL = DATA.along(Linear())
@@ -50,8 +50,8 @@ def paths(detail: Detail) -> Figure:
     targets = (ONE.expand_as(x0), x1)
     for row, path, x1 in zip(axes, (CONDITIONAL, MARGINAL), targets, strict=True):
         for axis, t in zip(row, PATH_TIMES, strict=True):
-            shade(axis, lambda x, p=path, t=t: p.log_prob(x, at(t)), detail.side, "Blues")
-            dots(axis, AffinePath(path.schedule).sample(x0, x1, at(t)).xt, "k", 2.5, 0.6)
+            shade(axis, lambda x, p=path, t=t: p.log_prob(x, at(t)), detail.side, PALE)
+            dots(axis, AffinePath(path.schedule).sample(x0, x1, at(t)).xt, RED, 3, 0.8)
             finish(axis, f"t = {t:g}", LIMITS)
     for axis in axes[0]:
         cross(axis)
@@ -66,8 +66,8 @@ def velocities(detail: Detail) -> Figure:
     axes = figure.subplots(3, len(VELOCITY_TIMES))
     for column, t in zip(axes.T, VELOCITY_TIMES, strict=True):
         for axis, path in zip(column[:2], (CONDITIONAL, MARGINAL), strict=True):
-            shade(axis, lambda x, p=path, t=t: p.log_prob(x, at(t)), detail.side, "Blues")
-            streamlines(axis, path.velocity, t, LIMITS, torch.device("cpu"))
+            shade(axis, lambda x, p=path, t=t: p.log_prob(x, at(t)), detail.side, PALE)
+            stream(axis, path.velocity, t)
         cross(column[0])
         average(column[2], MARGINAL, t)
         for axis in column:
@@ -79,7 +79,7 @@ def velocities(detail: Detail) -> Figure:
 
 
 def cross(axis: Axes) -> None:
-    axis.plot(*ONE[0].tolist(), marker="x", color=RED, markersize=8, markeredgewidth=2, zorder=4)
+    axis.plot(*ONE[0].tolist(), marker="x", color="k", markersize=8, markeredgewidth=2, zorder=4)
 
 
 def average(axis: Axes, path: MixturePath, t: float) -> None:
@@ -87,14 +87,15 @@ def average(axis: Axes, path: MixturePath, t: float) -> None:
 
     Both are drawn times 1 - t: on this path a conditional one then ends at its x1, the mean at E[x1 | x].
     """
-    x = at(t) * ONE + (1 - t) * torch.tensor([[-0.9, -0.6]], dtype=F64)
+    x = at(t) * ONE + (1 - t) * torch.tensor([[1.2, -1.9]], dtype=F64)
     x1 = possible_data(path, x, t)
     start, end = x[0].tolist(), x[0] + (1 - t) * path.velocity(x, at(t))[0]
     shade(axis, DATA.log_prob, 120, "Reds")
     for point in x1.tolist():
         axis.plot(*zip(start, point, strict=True), color="k", linewidth=0.6, alpha=0.25)
     axis.annotate("", end.tolist(), start, zorder=5,
-                  arrowprops={"arrowstyle": "-|>", "color": BLUE, "linewidth": 2.2})  # fmt: skip
+                  arrowprops={"arrowstyle": "-|>", "color": BLUE, "linewidth": 1.8, "mutation_scale": 9,
+                              "shrinkA": 0, "shrinkB": 0})  # fmt: skip
     axis.plot(*start, "o", color="k", markersize=4, zorder=4)
 
 
@@ -106,4 +107,6 @@ def possible_data(path: MixturePath, x: Points, t: float, count: int = 80) -> Te
     s2 = law.stds[k, None] ** 2
     total = alpha**2 * s2 + var
     centre = law.means[k] + alpha * s2 / total * (x - alpha * law.means[k])
-    return centre + (s2 * var / total).sqrt() * torch.randn(count, 2, generator=generator, dtype=F64)
+    return centre + (s2 * var / total).sqrt() * torch.randn(
+        count, 2, generator=generator, dtype=F64
+    )

@@ -11,24 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.shapes import PerSample, Points
+from fmlightning.flow.shapes import Field, PerSample, Points
 from fmlightning.flow.sources import Gaussian
 
 F64 = torch.float64
 KEY = Key(0).fold("gallery")
 EXTENT = 3.6
 LIMITS = (-EXTENT, EXTENT, -EXTENT, EXTENT)
-DENSE = 0.22
-"""The density that gets the darkest colour: a little above the highest of source and data."""
+DENSE = 0.26
+"""The density that gets the darkest colour: about the highest that occurs on the way."""
+PALE = ListedColormap(colormaps["Blues"](np.linspace(0, 0.7, 256)), "pale")
+"""Blues light enough for lines and points on top."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Detail:
 
     side: int = 120
     particles: int = 1000
-    frames: int = 40
+    frames: int = 32
     num_steps: int = 100
     dpi: int = 100
 
@@ -55,7 +59,7 @@ class Film:
     """Images in their order, shown in a loop that rests on the last."""
 
     frames: list[Image.Image]
-    milliseconds: int = 90
+    milliseconds: int = 110
     rest: int = 1500
 
     def save(self, file: Path) -> None:
@@ -95,7 +99,9 @@ def over_plane(values: Callable[[Points], PerSample], side: int) -> np.ndarray:
     return values(lattice(side)).reshape(side, side).numpy()
 
 
-def shade(axis: Axes, log_prob: Callable[[Points], PerSample], side: int, colours: str) -> None:
+def shade(
+    axis: Axes, log_prob: Callable[[Points], PerSample], side: int, colours: str | Colormap
+) -> None:
     """A density, drawn by its square root so that thin regions show."""
     density = over_plane(lambda x: log_prob(x).exp().sqrt(), side)
     axis.imshow(density, extent=LIMITS, origin="lower", cmap=colours, vmin=0, vmax=DENSE**0.5,
@@ -121,6 +127,17 @@ def timed_tracks(axis: Axes, states: Tensor, times: Tensor, colours: str) -> Lin
     return lines
 
 
+def stream(axis: Axes, field: Field, t: float, side: int = 40) -> None:
+    """The lines of a velocity at one time, thicker where it is faster."""
+    v = field(lattice(side), at(t)).reshape(side, side, 2)
+    speed = v.norm(dim=-1)
+    line = torch.linspace(-EXTENT, EXTENT, side, dtype=F64).numpy()
+    axis.streamplot(
+        line, line, v[..., 0].numpy(), v[..., 1].numpy(), color="#222222", density=1.1,
+        linewidth=(0.3 + 1.2 * speed / speed.max()).numpy(), arrowsize=0.7,
+    )  # fmt: skip
+
+
 def snapshot(figure: Figure, dpi: int) -> Image.Image:
     """The pixels of a figure."""
     figure.set_dpi(dpi)
@@ -129,11 +146,12 @@ def snapshot(figure: Figure, dpi: int) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def shared_palette(frames: list[Image.Image], colours: int = 64) -> list[Image.Image]:
-    """Frames in the colours of the first, middle and last together: one palette keeps the file small."""
-    chosen = [frames[0], frames[len(frames) // 2], frames[-1]]
-    together = Image.new("RGB", (frames[0].width, 3 * frames[0].height))
+def shared_palette(frames: list[Image.Image], colours: int = 128) -> list[Image.Image]:
+    """Frames in the colours of some of them together: one palette, not dithered, keeps the file small."""
+    chosen = [*frames[:: max(1, len(frames) // 8)], frames[-1]]
+    together = Image.new("RGB", (frames[0].width, len(chosen) * frames[0].height))
     for row, frame in enumerate(chosen):
         together.paste(frame, (0, row * frame.height))
-    palette = together.quantize(colours)
+    # the most frequent colours alone would turn the few red points purple
+    palette = together.quantize(colours, Image.Quantize.MAXCOVERAGE)
     return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

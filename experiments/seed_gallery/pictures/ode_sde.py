@@ -30,8 +30,8 @@ from .scene import F64, KEY, Detail, at
 LINE = GaussianMixture([0.25, 0.4, 0.35], [[-2.0], [0.2], [1.9]], [0.3, 0.2, 0.35])
 PATH = LINE.along(Linear())
 REACH = 3.2
-PARTICLES_PER_LINE = 10
-"""Particles in the statistics for each of those drawn in the comparison of the plane."""
+CROWD = 10
+"""How many times as many particles as in the plane: on the line they are cheap."""
 
 
 def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
@@ -41,7 +41,7 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
     for axis, name, states, colour in ((left, "ODE", x, BLUE), (middle, "SDE", y, RED)):
         background(axis, detail.side)
         times = np.linspace(0, 1, len(states))
-        axis.plot(times, states[:, :14, 0].numpy(), color=colour, linewidth=1)
+        axis.plot(times, states[:, :14, 0].numpy(), color=colour, linewidth=0.8)
         axis.set(title=f"{name}: the same 14 starts", xlabel="t", ylim=(-REACH, REACH), xlim=(0, 1))
         ends(right, f"{name}: gap {gap(states[-1]):.3f}", states[-1], colour)
     left.set_ylabel("x")
@@ -51,7 +51,7 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
 
 def solutions(detail: Detail) -> tuple[Tensor, Tensor]:
     """States of (1) and of (2), (K, B, 1)."""
-    index = torch.arange(PARTICLES_PER_LINE * detail.particles)
+    index = torch.arange(CROWD * detail.particles)
     x0 = Gaussian().rows(KEY.fold("starts").rows(index), (1,), F64)
     save_at = 2 * detail.num_steps + 1
     x = ODESolver("rk4", detail.num_steps).solve(PATH.velocity, x0, save_at=save_at).states
