@@ -18,7 +18,8 @@ class Evaluation(Periodic):
     """Generate keyed samples with the averaged weights and let judges score them.
 
     The samples are shared out over the processes by number, so the scores do not depend on how many there are.
-    Scores are logged under `eval/`; those of the end also go to `evaluation.json` in the run directory.
+    Scores are logged under `eval/` and written to `evaluation.json` in the run directory; those of `validate` and
+    `test`, to a file of that name.
 
     Args:
         judges: Wasserstein, Frechet, ... or none.
@@ -68,15 +69,26 @@ class Evaluation(Periodic):
             judge.reset()
         scores["nfe"] = float(nfe)
         if trainer.is_global_zero:
-            record = {
-                "step": trainer.global_step,
-                "solver": repr(module.solver),
-                "batch_size": self.batch_size,
-            }
-            path = Path(trainer.default_root_dir) / "evaluation.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({**record, "metrics": scores}, indent=2) + "\n")
+            self.write(trainer, module, scores)
         return scores
+
+    def write(self, trainer: Trainer, module: FlowMatching, scores: dict[str, float]) -> None:
+        """The scores with what they are of: of training, or of a later look with another solver."""
+        training = trainer.state.fn == "fit"
+        record = {
+            "step": trainer.global_step if training else None,
+            "checkpoint": None if training else str(trainer.ckpt_path),
+            "solver": repr(module.solver),
+            "batch_size": self.batch_size,
+            "metrics": scores,
+        }
+        name = "evaluation" if training else str(trainer.state.fn.value)  # type: ignore[union-attr]
+        path = Path(trainer.default_root_dir) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        if not training:
+            print("\n".join(f"{name:24} {value:.5g}" for name, value in scores.items()))
+            print(f"written: {path}")
 
     def prepare(self, module: FlowMatching, data: FlowData) -> None:
         if self.prepared:

@@ -40,8 +40,8 @@ class Periodic(Callback):
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self.last:
             self.at_step(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        # on_train_batch_end has not seen a run that was finished before it was resumed
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        # after on_train_end, where the last checkpoint is written: nothing that fails here loses the training
         if self.at_end and trainer.global_step != self.last:
             self.at_step(trainer, pl_module)
 

@@ -113,7 +113,7 @@ def test_the_command_line_beats_what_a_checkpoint_remembers(fit, fmlightning, me
         f"--model.solver.method={method}", "--model.solver.num_steps=3", f"--evaluation.judges={judge}",
     )  # fmt: skip
     assert status == 0, shown
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation = json.loads((run / "validate.json").read_text())
     assert f"method='{method}'" in evaluation["solver"]
     assert evaluation["metrics"]["nfe"] == {"euler": 3, "rk4": 12}[method]
 
