@@ -66,7 +66,17 @@ QUIET = (
 
 
 class FlowParser(LightningArgumentParser):
-    """A parser whose errors are one message."""
+    """A parser whose errors are one message, and whose help is about flow matching."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help, without the names of every module of torch."""
+        modules = r"known\s+subclasses:\s+torch\.nn\.Module,.*?\)\n"
+        return re.sub(
+            modules,
+            "or any torch.nn.Module)\n",
+            super().format_help(*args, **kwargs),
+            flags=re.DOTALL,
+        )
 
     def print_usage(self, file: Any = None) -> None:
         """Nothing: sixty lines of usage hide the message."""
@@ -162,7 +172,10 @@ class FlowCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1},
             seed_everything_default=0,
             parser_class=FlowParser,
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={
+                "allow_abbrev": False,
+                **{name: own(name) for name in self.subcommands()},
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -326,6 +339,12 @@ class FlowCLI(LightningCLI):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **arrays)
         print(f"{len(arrays['x'])} samples: {path}")
+
+
+def own(command: str) -> dict[str, Any]:
+    """The settings of a subcommand's parser."""
+    usage = f"fmlightning {command} [--config FILE ...] [--OPTION VALUE ...]"
+    return {"allow_abbrev": False, "usage": usage}
 
 
 def keep(folder: Path) -> None:

@@ -46,7 +46,12 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> Any:
-    parser = FlowParser(prog="fmlightning sample", description=DESCRIPTION, allow_abbrev=False)
+    parser = FlowParser(
+        prog="fmlightning sample",
+        usage="%(prog)s RUN [--OPTION VALUE ...]",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
     parser.add_argument("run", type=str, help="Run directory, or a checkpoint in one.")
     parser.add_argument("--n", type=PositiveInt, default=64, help="How many samples.")
     parser.add_argument(

@@ -90,7 +90,7 @@ def exact_path(module: FlowMatching, data: Any) -> MixturePath | None:
     law = getattr(data, "target", None)
     if isinstance(law, EightGaussians):
         law = GaussianMixture.of_eight_gaussians(law)
-    known = isinstance(law, GaussianMixture) and module.source.gaussian
-    return (
-        law.along(module.schedule) if known and isinstance(module.coupling, Independent) else None
-    )
+    independent = module.source.gaussian and isinstance(module.coupling, Independent)
+    if not isinstance(law, GaussianMixture) or not independent:
+        return None
+    return law.along(module.schedule)
