@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -377,12 +378,24 @@ def train(args: list[str]) -> int:
     """Run one of Lightning's commands."""
     with quiet():
         try:
-            FlowCLI(args)
+            FlowCLI(with_config(args))
         except ValueError as error:
             raise ValueError(shorten(str(error))) from error
         finally:
             close_mirror()
     return 0
+
+
+def with_config(args: list[str]) -> list[str]:
+    """The arguments, and before them the config of the run that `--ckpt_path` names where no config is given."""
+    if any(re.match(r"(-c|--config)(=|$)", a) for a in args):
+        return args
+    joined = [a.split("=", 1)[1] for a in args if a.startswith("--ckpt_path=")]
+    apart = [b for a, b in pairwise(args) if a == "--ckpt_path"]
+    for named in (*joined, *apart):
+        if named not in ("auto", "last", "null"):
+            return [args[0], "--config", str(Run.open(named).path / "config.yaml"), *args[1:]]
+    return args
 
 
 def instantiate_model(config: dict[str, Any]) -> FlowMatching:

@@ -78,6 +78,11 @@ class FlowMatching(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if predicts == "score" and not (source.gaussian and coupling.independent):
+            raise ValueError(
+                f"model.predicts=score needs a Gaussian source that is independent of the data, and not "
+                f"source={source} with coupling={coupling}: predict velocity, data or noise"
+            )
         if not 0 <= label_drop < 1:
             raise ValueError(f"model.label_drop={label_drop} is a probability in [0, 1)")
         self.network = network
@@ -133,10 +138,11 @@ class FlowMatching(LightningModule):
             )
 
     def check_shapes(self) -> None:
-        """Refuse a source or network that does not fit the data, before any training."""
+        """Refuse a source, coupling or network that does not fit the data, before any training."""
         self.source.check((1, *self.event_shape))
         x = torch.zeros(2, *self.event_shape, device=self.device)
         y = torch.zeros(2, dtype=torch.long, device=self.device) if self.num_classes else None
+        self.coupling.pairs(x, x, y, Key(0).generator())
         training = self.network.training
         self.network.eval()
         try:

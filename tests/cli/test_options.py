@@ -40,6 +40,8 @@ REFUSED = {
         [*DIGITS, "--model.network=TimeMLP"], ["TimeMLP", "UNet for images"],
     ),
     "source for images": ([*DIGITS, "--model.source=EightGaussians"], ["EightGaussians", "(1, 8, 8)"]),
+    "plain OT with labels": ([*DIGITS, "--model.coupling=MinibatchOT"], ["MinibatchOT", "ClasswiseOT"]),
+    "score of a toy source": ([*MOONS, "--model.predicts=score"], ["predicts=score", "Gaussian source"]),
     "experiment name": ([*MOONS, "--experiment=../out"], ["experiment='../out'"]),
     "unknown command": (["fitt"], ["fitt", "did you mean 'fit'?"]),
     "no run": (["sample", "nowhere"], ["nowhere", "config.yaml"]),
@@ -126,7 +128,7 @@ def test_one_config_goes_through_every_command(fit, fmlightning):
         "--evaluation.judges=[]",
     )
     for name in ("validate", "test", "predict"):
-        status, shown = fmlightning(name, "--config", run / "config.yaml", "--ckpt_path", run)
+        status, shown = fmlightning(name, "--ckpt_path", run)  # the run brings its config
         assert status == 0, shown
     import numpy as np
 
