@@ -119,6 +119,8 @@ class FlowParser(LightningArgumentParser):
 
 def shorten(message: str) -> str:
     """Of what jsonargparse says about an option that may be several things, what it says about the likely one."""
+    # what is wrong inside an option stands on a line of its own
+    message = re.sub(r'(- Parser key "[^"]+":)\n\s+', r"\1 ", message)
     errors = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
     telling = [
         e

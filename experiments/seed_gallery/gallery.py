@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from pictures import comparison, continuity, couplings, density, flow_map, ode_sde, paths
 from pictures.scene import Detail, Film, snapshot
 from rich.progress import Progress
@@ -40,8 +40,8 @@ def save(picture: Figure | Film, file: Path, dpi: int) -> None:
         picture.save(file)
     else:
         # 256 colours are enough for these pictures and take half the space
-        image = snapshot(picture, dpi).quantize(256, Image.Quantize.MAXCOVERAGE)
-        image.save(file, optimize=True)
+        image = snapshot(picture, dpi)
+        image.quantize(palette=image.quantize(256)).save(file, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # so small are the tensors that more threads only wait for each other
     with Progress() as progress:
         task = progress.add_task("pictures", total=len(args.only))
         for name in args.only:

@@ -47,8 +47,8 @@ class NegativeLogLikelihood(Judge):
         size: int = 2000,
         batch_size: int = 2000,
         method: AdaptiveMethod = "dopri5",
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
+        rtol: float = 1e-6,
+        atol: float = 1e-6,
         within: float = 0.01,
         divergence: Divergence = "exact",
     ) -> None:
@@ -87,14 +87,15 @@ class NegativeLogLikelihood(Judge):
         self, field: TrainedField, source: Source, law: Source | None, index: Tensor
     ) -> Tensor:
         """log p_1, what the finer solver changed and log q (nan if unknown) of some points, (B, 3)."""
-        x1 = self.held_out.to(index.device)[index]
+        # float32 would not bear a tenth of the tolerances
+        x1 = self.held_out.to(index.device)[index].double()
         y = None if self.labels is None else self.labels.to(index.device)[index]
         rows = Key(0).fold("probe").rows(index)
         probe = hutchinson_probe(rows, x1) if self.divergence == "hutchinson" else None
         found = likelihood(
             field.given(y), x1, source, field.schedule, self.solver, interval=field.interval, probe=probe
         )  # fmt: skip
-        return torch.stack((found.log_prob, found.difference, known_log_prob(law, x1)), 1).double()
+        return torch.stack((found.log_prob, found.difference, known_log_prob(law, x1)), 1)
 
     def compute(self) -> dict[str, float]:
         log_p, difference, log_q = self.state_tensors("values").unbind(1)
@@ -128,7 +129,7 @@ def divergence_scores(log_p: PerSample, log_q: PerSample) -> dict[str, float]:
 
 def known_log_prob(law: Source | None, x: Points) -> PerSample:
     """The log-density of the data's own law, or nan where it is not known."""
-    unknown = torch.full((len(x),), float("nan"), device=x.device)
+    unknown = torch.full_like(x.flatten(1)[:, 0], float("nan"))
     if law is None:
         return unknown
     try:

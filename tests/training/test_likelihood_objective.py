@@ -50,10 +50,10 @@ def test_the_loss_of_the_exact_velocity_is_the_density_of_the_law():
 
 
 def test_the_gradient_is_that_of_the_loss():
-    net, x1 = network(), points(20)
-    field, rows = NetworkField(net, Linear()), Key(2).rows(torch.arange(20))
+    net, x1 = network(), points(5)
+    field, rows = NetworkField(net, Linear()), Key(2).rows(torch.arange(5))
     for divergence in ("exact", "hutchinson"):
-        objective = MaximumLikelihood(rtol=1e-10, atol=1e-10, divergence=divergence)
+        objective = MaximumLikelihood("dopri8", 1e-9, 1e-9, divergence)
 
         def loss(objective=objective):
             return objective(field, x1, Gaussian(), rows=rows).mean()
@@ -62,26 +62,26 @@ def test_the_gradient_is_that_of_the_loss():
         gradient = torch.autograd.grad(loss(), parameters)
         direction = [torch.randn(p.shape, generator=Key(3).generator()).to(p) for p in parameters]
         slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
-        ends, h = [], 1e-4
+        ends, h = [], 1e-3
         for side in (1, -2):  # to +h, then to -h
             for p, d in zip(parameters, direction, strict=True):
                 p.data.add_(side * h * d)
             ends.append(float(loss().detach()))
         for p, d in zip(parameters, direction, strict=True):
             p.data.add_(h * d)
-        # central differences: the tolerance divided by h
-        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-5, abs=1e-6)
+        # central differences: h^2, and the tolerance divided by h
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4, abs=1e-5)
 
 
 def test_hutchinson_is_the_exact_loss_on_average():
-    field, x1 = NetworkField(network(), Linear()), points(1).expand(20_000, 2)
+    field, x1 = NetworkField(network(), Linear()), points(1).expand(2000, 2)
     exact, estimate = (
-        MaximumLikelihood(rtol=1e-6, atol=1e-6, divergence=d)(
-            field, x1, Gaussian(), rows=Key(4).rows(torch.arange(20_000))
+        MaximumLikelihood(rtol=1e-5, atol=1e-5, divergence=d)(
+            field, x1, Gaussian(), rows=Key(4).rows(torch.arange(2000))
         ).detach()
         for d in ("exact", "hutchinson")
     )
-    error = estimate.std() / 20_000**0.5
+    error = estimate.std() / 2000**0.5
     assert float(estimate.std()) > 1e-3  # the probes do matter here
     assert abs(float((estimate - exact).mean())) < 4 * float(error)
 
@@ -95,7 +95,7 @@ def test_a_diffusion_path_starts_at_its_own_law():
 
 
 def test_what_cannot_be_trained_is_refused():
-    with pytest.raises(ValueError, match="rtol=0.0 must be positive"):
+    with pytest.raises(ValueError, match="rtol=0"):
         MaximumLikelihood(rtol=0.0)
     with pytest.raises(ValueError, match="rows=key"):
         MaximumLikelihood(divergence="hutchinson")(exact_field(), points(3), Gaussian())
@@ -123,8 +123,7 @@ def test_steps_set_beforehand_are_refused(fmlightning, repository):
     path = repository / "configs/toy/likelihood.yaml"
     status, shown = fmlightning("fit", "--config", path, "--model.objective.method=midpoint")
     assert status == 2
-    assert "model.objective" in shown
-    assert "midpoint" in shown
+    assert all(part in shown for part in ("--model.objective", "method", "midpoint", "dopri5"))
     assert "Traceback" not in shown
 
 
@@ -178,7 +177,8 @@ def test_training_reaches_the_entropy_and_does_not_pass_it(fit):
 
 
 def judged(field, size=400, law=LAW, levels=None, world_size=1, x=None, **options):
-    judge = NegativeLogLikelihood(size=size, batch_size=100, **options)
+    options = {"batch_size": 400, "rtol": 1e-5, "atol": 1e-5, **options}
+    judge = NegativeLogLikelihood(size=size, **options)
     held_out = points(500, seed=1, dtype=torch.float32) if x is None else x
     judge.prepare(held_out, held_out, None, levels)
     for rank in range(world_size):
@@ -209,7 +209,8 @@ def test_a_flow_at_rest_is_as_far_as_its_source():
 
 def test_the_score_does_not_depend_on_the_number_of_processes():
     one, three = (
-        judged(exact_field(), world_size=n, divergence="hutchinson", within=9) for n in (1, 3)
+        judged(exact_field(), world_size=n, batch_size=100, divergence="hutchinson", within=9)
+        for n in (1, 3)
     )
     assert one == pytest.approx(three, rel=1e-9)
 
@@ -221,13 +222,13 @@ def test_there_is_no_likelihood_where_two_tolerances_differ():
 
 
 def test_a_law_without_a_density_has_no_floor():
-    scores = judged(exact_field(), law=Moons())
+    scores = judged(exact_field(), size=50, law=Moons())
     assert scores.keys() == {"nll_difference", "nll"}
-    assert judged(exact_field(), law=None).keys() == scores.keys()
+    assert judged(exact_field(), size=50, law=None).keys() == scores.keys()
 
 
 def test_images_are_judged_in_bits_per_dimension():
-    scores = judged(exact_field(), levels=256)
+    scores = judged(exact_field(), size=50, levels=256)
     assert scores["bits_per_dimension"] == pytest.approx(
         scores["nll"] / (2 * math.log(2)) + 7, rel=1e-9
     )

@@ -4,9 +4,9 @@ r"""The OT path against the diffusion path, from the same source points to the s
     VP:  x_t = alpha(t) x1 + sqrt(1 - alpha(t)^2) x0      (2)   an arc, nearly all of it after t = 1/2
 
 Straight are the ways to one data point; the flow to all data averages over them and bends on either path.
-The board is a mixture of Gaussians, close to the checkerboard of the source.
+The board is a mixture of Gaussians, close to the checkerboard of the paper.
 
-Source: Lipman et al. 2023, arXiv:2210.02747, sec. 4.1 and figures 2 to 4; midpoint as in its low-cost samples.
+Source: Lipman et al. 2023, arXiv:2210.02747, sec. 4.1; midpoint as in its low-cost samples.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ LINES = 50
 
 
 def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
-    figure = Figure(figsize=(15.2, 6.1), layout="constrained")
+    figure = Figure(figsize=(15.2, 6.3), layout="constrained")
     axes = figure.subplots(2, 2 + len(SOLVERS))
     for row, (name, path) in zip(axes, PATHS.items(), strict=True):
         row[0].set_ylabel(name)

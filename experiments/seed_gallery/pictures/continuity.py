@@ -6,7 +6,7 @@ A velocity carries p_t if and only if (1) holds: mass that leaves a place was th
 u + w with p w the rotated gradient of p, whose divergence is zero: a path has many velocities. The exact field of an
 earlier time fails. Both terms come from autograd, so the zero is found and not put in.
 
-Source: Lipman et al. 2023, arXiv:2210.02747, eq. 26.
+Source: Lipman et al. 2023, arXiv:2210.02747, appendix A.
 """
 
 import math

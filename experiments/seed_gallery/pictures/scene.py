@@ -49,7 +49,7 @@ class Detail:
 
     side: int = 120
     particles: int = 1000
-    frames: int = 32
+    frames: int = 28
     num_steps: int = 100
     dpi: int = 100
 
@@ -59,7 +59,7 @@ class Film:
     """Images in their order, shown in a loop that rests on the last."""
 
     frames: list[Image.Image]
-    milliseconds: int = 110
+    milliseconds: int = 120
     rest: int = 1500
 
     def save(self, file: Path) -> None:
