@@ -1,5 +1,8 @@
 """A small classifier of images: the judge of whether a generated digit is the one that was asked for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,8 +46,20 @@ class Classifier(nn.Module):
         return self.head(self.embed(pixels))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread inside: a sum over several depends on how many, and training makes the difference large."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
+@one_thread()
 def train_classifier(
     pixels: Tensor,
     labels: Tensor,

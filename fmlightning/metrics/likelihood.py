@@ -89,7 +89,10 @@ class NegativeLogLikelihood(Judge):
         """log p_1, what the finer solver changed and log q (nan if unknown) of some points, (B, 3)."""
         # float32 would not bear a tenth of the tolerances
         x1 = self.held_out.to(index.device)[index].double()
-        y = None if self.labels is None else self.labels.to(index.device)[index]
+        with torch.inference_mode(
+            False
+        ):  # where the network looks labels up while gradients are on
+            y = None if self.labels is None else self.labels.clone().to(index.device)[index.clone()]
         rows = Key(0).fold("probe").rows(index)
         probe = hutchinson_probe(rows, x1) if self.divergence == "hutchinson" else None
         found = likelihood(

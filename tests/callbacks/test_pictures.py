@@ -81,7 +81,7 @@ def test_a_run_draws_scores_and_mirrors(fit, config):
                 history[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
     assert {"train/loss", "val/loss", *(f"eval/{n}" for n in scores)} <= set(history)
     assert history["eval/nfe"] == scores["nfe"]
-    media = [p for p in (run / "wandb").rglob("media/images/*.png")]
+    media = list((run / "wandb").rglob("media/images/*.png"))
     assert {p.name.split("_")[0] for p in media} == names
     assert any(key.startswith("samples") for key in history)
     # the run in W&B is that of the directory

@@ -94,6 +94,21 @@ def test_a_diffusion_path_starts_at_its_own_law():
     assert torch.allclose(MaximumLikelihood()(field, x1, Gaussian()), expected)
 
 
+def test_labels_are_looked_up_in_inference_mode_too():
+    net = TimeMLP(2, 8, 2, num_classes=3)
+    field, x1 = NetworkField(net, Linear()), points(6, dtype=torch.float32)
+    y = torch.arange(6) % 3
+    outside = MaximumLikelihood()(field, x1, Gaussian(), y=y).detach()
+    judge = NegativeLogLikelihood(rtol=1e-3, atol=1e-3)
+    with torch.inference_mode():
+        inside = MaximumLikelihood()(field, x1 + 0, Gaussian(), y=y + 0)
+        judge.prepare(x1 + 0, x1 + 0, (y + 0, y + 0), None)
+        judge.look(field, Gaussian(), None, 0, 1)
+    assert torch.equal(inside, outside)
+    # the tolerance; the network starts at rest
+    assert judge.compute()["nll"] == pytest.approx(float(outside.mean()), abs=1e-3)
+
+
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="rtol=0"):
         MaximumLikelihood(rtol=0.0)
