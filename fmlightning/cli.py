@@ -10,14 +10,14 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, _typehints
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, Trainer
@@ -64,6 +64,27 @@ QUIET = (
     ".*`training_step` returned `None`.*",
 )
 """Warnings of others that are expected here."""
+
+
+def forget_on_change(kept: Callable[..., None]) -> Callable[..., None]:
+    """Let a path, coupling or source that takes another's place start from its own defaults.
+
+    jsonargparse carries over what has the same name: `sigma_min` of Linear is not that of VarianceExploding, nor
+    `s` of IndependentCFM that of the bridge. An optimiser's `lr`, and all else outside the mathematics, still is.
+    """
+
+    def change(parser: Any, prev_val: Any, value: Any) -> None:
+        changes = prev_val and prev_val["class_path"] != value["class_path"]
+        if changes and str(prev_val["class_path"]).startswith("fmlightning.flow."):
+            prev_val["init_args"] = Namespace()
+        kept(parser, prev_val, value)
+
+    return change
+
+
+_typehints.discard_init_args_on_class_path_change = forget_on_change(
+    _typehints.discard_init_args_on_class_path_change
+)
 
 
 class FlowParser(LightningArgumentParser):

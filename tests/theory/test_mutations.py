@@ -4,14 +4,18 @@ A mutation wraps the real code, so the table also shows which theorem guards whi
 same paths are green without mutation.
 """
 
+import importlib.util
+import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from fmlightning import verify
+from fmlightning import bias, verify
 from fmlightning.flow import (
+    couplings,
     fields,
     keys,
     likelihood,
@@ -19,6 +23,7 @@ from fmlightning.flow import (
     objectives,
     paths,
     predictions,
+    sde,
     toys,
 )
 from fmlightning.flow.schedules import (
@@ -272,3 +277,43 @@ def test_every_theorem_guards_something():
     guards = {m.theorem for m in MUTATIONS.values()}
     selftests = {verify.continuity_kept, verify.continuity_broken, verify.transport_of_samples}
     assert set(verify.THEOREMS) - selftests <= guards
+
+
+def half_missing(f):
+    return lambda self, field, x, t, g2: 2 * f(self, field, x, t, g2) - field(x, t)
+
+
+@pytest.mark.parametrize("name", bias.DIFFUSIONS)
+def test_a_drift_without_its_half_is_noticed(name, monkeypatch):
+    """dX = [v + g^2 score] dt + g dW: the bias no longer falls with the steps."""
+    assert verify.stochastic_bias(name).passed
+    monkeypatch.setattr(sde.SameMarginals, "drift", half_missing(sde.SameMarginals.drift))
+    assert not verify.stochastic_bias(name).passed
+
+
+@pytest.mark.parametrize(
+    ("room", "test", "owner", "name", "wrong", "arguments"),
+    [
+        ("likelihood", "test_bits_offset_is_the_published_one", None, "bits_per_dimension",
+         lambda f: lambda log_p, d, levels: f(log_p, d, levels) - 2 * math.log2(levels / 2), [(256, 7.0)]),
+        ("couplings", "test_minibatch_ot_is_the_best_of_all_permutations", couplings, "squared_distances",
+         lambda f: lambda *a: f(*a).sqrt(), [(6, seed) for seed in range(10)]),
+    ],
+    ids=["the bits have the offset's other sign", "the cost of transport is not squared"],
+)  # fmt: skip
+def test_a_mutation_turns_a_named_test_red(room, test, owner, name, wrong, arguments, monkeypatch):
+    """Laws that are no row of the table: their own tests are run with and without the mutation."""
+    path = pathlib.Path(__file__).parent.parent / "flow" / f"test_{room}.py"
+    spec = importlib.util.spec_from_file_location(f"mutated_{room}", path)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+
+    def law() -> None:
+        for each in arguments:
+            getattr(tests, test)(*each)
+
+    law()
+    owner = owner or tests  # the test's own import of the function
+    monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
+    with pytest.raises(AssertionError):
+        law()

@@ -184,7 +184,7 @@ def test_training_reaches_the_entropy_and_does_not_pass_it(fit):
     scores = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert -4 * scores["kl_se"] < scores["kl"] < 0.15
     shown = [float(row["val/loss"]) for row in rows_of(run) if row["val/loss"]]
-    # a network that plays with the solver shows a likelihood below the entropy: -4 was seen with equal steps
+    # a network that plays with the solver shows a likelihood below the entropy: -4 was seen with 8 equal steps
     assert shown[-1] > scores["nll_floor"] - 0.1
 
 
