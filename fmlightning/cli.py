@@ -5,25 +5,22 @@ r"""`fmlightning fit | validate | test | predict`: a LightningCLI with its traps
 - An error is one message; an unknown option says which known one is close.
 """
 
-import difflib
-import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch import nn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # imported so that their classes go by their short names
 import fmlightning.data.digits
@@ -43,8 +40,8 @@ from fmlightning.callbacks.trajectories import Trajectories
 from fmlightning.data.module import FlowData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.seeding import seeded
-from fmlightning.metrics.judge import Judge
-from fmlightning.runs import Run, run_directory
+from fmlightning.parser import FlowParser, check_files, shorten, with_config
+from fmlightning.runs import Run, config_hash, require_whole, run_directory
 from fmlightning.training.ema import EMA
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
@@ -66,121 +63,31 @@ QUIET = (
 """Warnings of others that are expected here."""
 
 
-def forget_on_change(kept: Callable[..., None]) -> Callable[..., None]:
-    """Let a path, coupling or source that takes another's place start from its own defaults.
+class AlreadyFinished(Exception):
+    """The run that was to be resumed is at its end."""
 
-    jsonargparse carries over what has the same name: `sigma_min` of Linear is not that of VarianceExploding, nor
-    `s` of IndependentCFM that of the bridge. An optimiser's `lr`, and all else outside the mathematics, still is.
+
+POSITIVE = ("val_check_interval", "accumulate_grad_batches", "max_steps", "max_epochs", "num_nodes")
+
+
+def check_trainer(trainer: Namespace) -> None:
+    """Values that Lightning would divide by, or take without a word.
+
+    Raises:
+        ValueError: a count is not positive, or a norm is negative.
     """
-
-    def change(parser: Any, prev_val: Any, value: Any) -> None:
-        changes = prev_val and prev_val["class_path"] != value["class_path"]
-        if changes and str(prev_val["class_path"]).startswith("fmlightning.flow."):
-            prev_val["init_args"] = Namespace()
-        kept(parser, prev_val, value)
-
-    return change
-
-
-_typehints.discard_init_args_on_class_path_change = forget_on_change(
-    _typehints.discard_init_args_on_class_path_change
-)
-
-
-class FlowParser(LightningArgumentParser):
-    """A parser whose errors are one message, and whose help is about flow matching."""
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """The help, without the names of every module of torch."""
-        modules = r"known\s+subclasses:\s+torch\.nn\.Module,.*?\)\n"
-        return re.sub(
-            modules,
-            "or any torch.nn.Module)\n",
-            super().format_help(*args, **kwargs),
-            flags=re.DOTALL,
+    for name in POSITIVE:
+        value = trainer.get(name)
+        unlimited = name.startswith("max_") and value == -1
+        if isinstance(value, int | float) and value <= 0 and not unlimited:
+            raise ValueError(f"trainer.{name}={value} must be positive")
+    devices = str(trainer.devices)
+    if re.fullmatch(r"-?\d+", devices) and int(devices) < 1 and devices != "-1":
+        raise ValueError(f"trainer.devices={trainer.devices} must be positive, or -1 for all")
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        raise ValueError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} must not be negative"
         )
-
-    def print_usage(self, file: Any = None) -> None:
-        """Nothing: sixty lines of usage hide the message."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(self.hint(str(message))) from ex
-
-    def hint(self, message: str) -> str:
-        """The message, with the known option that is closest to an unknown one."""
-        marker = "nrecognized arguments:"
-        if marker not in message:
-            return shorten(self.name_classes(message))
-        unknown = message.split(marker)[1].split()[0].split("=")[0]
-        known = [o for parser in self.parsers() for a in parser._actions for o in a.option_strings]
-        close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-        return f"unknown option {unknown}" + (
-            f"; did you mean {close[0]}?" if close else "; --help lists them"
-        )
-
-    def name_classes(self, message: str) -> str:
-        """The message, with the known classes where a class was misnamed."""
-        wrong = re.search(r"Expected a dot import path string: (\S+)", message)
-        option = re.search(r'Parser key "([^"]+)"', message)
-        if not (wrong and option):
-            return message
-        kinds = [
-            t for p in self.parsers() for a in p._actions if a.dest == option[1] for t in classes(a)
-        ]
-        known = sorted({c.__name__ for kind in kinds for c in subclasses(kind) if ours(c)})
-        close = difflib.get_close_matches(wrong[1], known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"--{option[1]} {wrong[1]}: no such class; {hint}Known: {', '.join(known)}, or a full import path"
-
-    def parsers(self) -> Iterator[Any]:
-        yield self
-        for action in self._actions:
-            yield from (getattr(action, "_name_parser_map", None) or {}).values()
-
-
-def shorten(message: str) -> str:
-    """Of what jsonargparse says about an option that may be several things, what it says about the likely one."""
-    # what is wrong inside an option stands on a line of its own
-    message = re.sub(r'(- Parser key "[^"]+":)\n\s+', r"\1 ", message)
-    errors = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
-    telling = [
-        e
-        for e in errors
-        if not e.startswith(("Expected a <class", "Expected a path", "Does not validate"))
-    ]
-    telling = telling or [
-        e for e in errors if "NoneType" not in e and e.startswith("Expected a <class")
-    ]
-    if not telling:
-        return message
-    option = re.search(r'Parser key "([^"]+)"', message)
-    value = re.search(r"Given value: ([^\n(]{1,80})$", message, re.MULTILINE)
-    start = f"--{option[1]}" + (f" {value[1]}" if value else "") + ": " if option else ""
-    return start + "; ".join(dict.fromkeys(telling))
-
-
-def classes(action: Any) -> list[type]:
-    """The classes that an option's type hint names."""
-    hint = getattr(action, "_typehint", None)
-    parts = [hint, *get_args(hint), *(b for a in get_args(hint) for b in get_args(a))]
-    return [part for part in parts if isinstance(part, type) and part.__module__ != "builtins"]
-
-
-def subclasses(kind: type) -> Iterator[type]:
-    """A class and all below it."""
-    yield kind
-    below: list[type] = kind.__subclasses__()
-    for each in below:
-        yield from subclasses(each)
-
-
-def ours(kind: type) -> bool:
-    """Whether a class can be built and is worth naming."""
-    if issubclass(kind, nn.Module) and not issubclass(kind, Judge):  # of all modules, the networks
-        inside = kind.__module__.startswith("fmlightning.nets.")
-        return inside and {"x", "t", "y"} <= inspect.signature(kind.forward).parameters.keys()
-    named = kind.__module__.startswith(("fmlightning.", "torch.optim."))
-    return named and not inspect.isabstract(kind) and not kind.__name__.startswith("_")
 
 
 class FlowCLI(LightningCLI):
@@ -240,6 +147,7 @@ class FlowCLI(LightningCLI):
             {
                 "checkpoints.save_last": True,
                 "checkpoints.every_n_train_steps": 1000,
+                "checkpoints.save_on_exception": True,
                 "checkpoints.filename": "{step:08d}",
                 "checkpoints.auto_insert_metric_name": False,
             }
@@ -264,33 +172,56 @@ class FlowCLI(LightningCLI):
             yaml.safe_load(self.text), "config", "ckpt_path", "weights_only", "rerun"
         )
         self.text = yaml.safe_dump(self.resolved, sort_keys=False)
-        self.folder = run_directory(self.resolved)
+        self.folder = self.look_at() or run_directory(self.resolved)
+        check_trainer(options.trainer)
         options.trainer.default_root_dir = str(self.folder)
         options.checkpoints.dirpath = str(self.folder / "checkpoints")
         options.ckpt_path = self.checkpoint(options.ckpt_path)
         if self.subcommand == "fit" and _get_rank() in (None, 0):
             self.claim(options)
 
+    def look_at(self) -> Path | None:
+        """The run that `validate`, `test` and `predict` look at, where `--ckpt_path` names one."""
+        named = self.options.ckpt_path
+        if self.subcommand == "fit" or named in (None, "auto", "last"):
+            return None
+        try:
+            run = Run.open(named)
+        except FileNotFoundError:
+            return None  # a checkpoint outside a run
+        trained, asked = run.config["model"], self.resolved["model"]
+        changed = [
+            k for k in ("network", "path", "source", "predicts") if trained.get(k) != asked.get(k)
+        ]
+        if changed:
+            options = ", ".join(f"model.{name}" for name in changed)
+            print(f"warning: {options} differ from what {run.path} was trained with")
+        return run.path
+
     def checkpoint(self, named: str | None) -> str | None:
         """The file that `--ckpt_path` means: `auto` or `last` of this run, a run directory, or a file."""
         run = Run(self.folder)
-        if named in ("auto", "last"):
-            return str(run.last_checkpoint) if run.last_checkpoint else None
-        if named is None:
-            return None if self.subcommand == "fit" else str(run.checkpoint())
-        path = Path(named)
+        if self.subcommand == "fit" and named is None:
+            return None
+        if named in ("auto", "last") and self.subcommand == "fit" and not run.last_checkpoint:
+            print(f"{self.folder} has no checkpoint to resume from: starting at step 0")
+            return None
+        path = Path(named) if named and named not in ("auto", "last") else run.checkpoint()
         if path.is_dir():
-            return str(Run.open(path).checkpoint())
+            path = Run.open(path).checkpoint()
         if not path.is_file():
             raise FileNotFoundError(f"ckpt_path={named}: no such checkpoint or run directory")
+        require_whole(path)
         return str(path)
 
     def claim(self, options: Namespace) -> None:
-        """Refuse a directory that is in use, or keep it under another name."""
+        """Refuse a directory that is in use, unless it is to be resumed or kept aside."""
         run = Run(self.folder)
-        if options.rerun and self.folder.exists():
-            keep(self.folder)
-        elif run.status == "finished" and not options.ckpt_path:
+        if options.rerun:
+            return
+        if run.status == "finished" and self.resumes() and self.unchanged(run):
+            raise AlreadyFinished(self.folder)
+        if run.status == "finished" and not options.ckpt_path:
             raise ValueError(
                 f"{self.folder} holds this run already, finished. To see it: fmlightning show {self.folder}. "
                 "To train it again and keep the old one beside it: add --rerun true"
@@ -300,6 +231,10 @@ class FlowCLI(LightningCLI):
                 f"{self.folder} holds this run, {run.status}. To resume it: add --ckpt_path auto. "
                 "To start again and keep the old one beside it: add --rerun true"
             )
+
+    def unchanged(self, run: Run) -> bool:
+        """Whether a run is of this very config, its length included."""
+        return run.manifest.get("config_hash") == config_hash(self.resolved)
 
     def resumes(self) -> bool:
         """Whether the command line asked to go on, whatever it found."""
@@ -334,11 +269,19 @@ class FlowCLI(LightningCLI):
         if self.options.trainer.fast_dev_run:
             return [MetricsFile(self.folder)]
         tracking = self._get(self.config_init, "wandb")
-        mirror = wandb_logger(tracking, self.folder, self.resolved["experiment"])
+        mirror = wandb_logger(
+            tracking, self.folder, self.resolved["experiment"], self.options.rerun
+        )
         return [MetricsFile(self.folder), *([mirror] if mirror else [])]
 
     def before_fit(self) -> None:
+        # all that can be refused is refused before the first file is written
+        self.model.check(self.datamodule)
+        self._get(self.config_init, "evaluation").check(self.datamodule)
         if _get_rank() in (None, 0):
+            if self.options.rerun and self.folder.exists():
+                keep(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
             print(f"run directory: {self.folder}")
             for name, words in self.datamodule.splits.items():
                 print(f"  {name:5} {words}")
@@ -401,24 +344,29 @@ def train(args: list[str]) -> int:
     """Run one of Lightning's commands."""
     with quiet():
         try:
+            check_files(args)
             FlowCLI(with_config(args))
+        except AlreadyFinished as done:
+            print(f"{done} is finished already; to see it: fmlightning show {done}")
+        except SIGTERMException:
+            print("terminated; to go on: the same command with --ckpt_path auto")
+            return 143
+        except SystemExit as error:  # Lightning's way of ending at Ctrl-C
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            print("stopped; to go on: the same command with --ckpt_path auto")
+            return 130
         except ValueError as error:
             raise ValueError(shorten(str(error))) from error
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"the checkpoint is of another network than model.network: {' '.join(str(error).split())[:300]}"
+            ) from error
         finally:
             close_mirror()
     return 0
-
-
-def with_config(args: list[str]) -> list[str]:
-    """The arguments, and before them the config of the run that `--ckpt_path` names where no config is given."""
-    if any(re.match(r"(-c|--config)(=|$)", a) for a in args):
-        return args
-    joined = [a.split("=", 1)[1] for a in args if a.startswith("--ckpt_path=")]
-    apart = [b for a, b in pairwise(args) if a == "--ckpt_path"]
-    for named in (*joined, *apart):
-        if named not in ("auto", "last", "null"):
-            return [args[0], "--config", str(Run.open(named).path / "config.yaml"), *args[1:]]
-    return args
 
 
 def instantiate_model(config: dict[str, Any]) -> FlowMatching:

@@ -19,13 +19,13 @@ SOURCE, DATA, MODEL = "#7a7a7a", "#d1495b", "#00798c"
 
 def scatter(samples: Points, real: Points, source: Points) -> Figure:
     """Source, generated and real points of the plane, side by side on the same axes."""
-    limits = frame(real, samples)
+    limits = frame(real, samples, source)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     panels = (("source", source, SOURCE), ("generated", samples, MODEL), ("real", real, DATA))
     for axis, (title, x, colour) in zip(axes, panels, strict=True):
         axis.scatter(x.cpu()[:, 0], x.cpu()[:, 1], s=3, alpha=0.5, color=colour, linewidths=0)
-        finish(axis, title, limits if title != "source" else frame(real, source))
+        finish(axis, title, limits)
     return figure
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from fmlightning.runs import Run, find, runs_root
+from fmlightning.runs import Run, config_hash, find, runs_root
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +44,11 @@ def main_ls(argv: list[str]) -> int:
         )
     table = Table("run", "status", "step", "started", "scores", box=None)
     for run in runs:
-        manifest = run.manifest
+        try:
+            manifest = run.manifest
+        except ValueError:
+            table.add_row(str(run.path), "damaged manifest.json")
+            continue
         table.add_row(
             str(run.path), run.status, str(manifest.get("end_step", "")), manifest.get("start", "")[:16],
             "  ".join(f"{k} {v:.4g}" for k, v in headline(run).items()),
@@ -115,6 +119,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     Raises:
         ValueError: a run has no scores.
     """
+    require_comparable(runs)
     scores = [run.evaluation.get("metrics") for run in runs]
     for run, found in zip(runs, scores, strict=True):
         if not found:
@@ -132,6 +137,22 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
             for name, v in columns.items()
         },
     }
+
+
+def require_comparable(runs: Sequence[Run]) -> None:
+    """Refuse to average runs that differ in more than their seed, or to count a seed twice."""
+    kinds = {config_hash({**run.config, "seed_everything": None}) for run in runs}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"these {len(runs)} runs are of {len(kinds)} configs that differ in more than the seed: "
+            "report one at a time (fmlightning ls shows them)"
+        )
+    seeds = [run.config["seed_everything"] for run in runs]
+    twice = {seed for seed in seeds if seeds.count(seed) > 1}
+    if twice:
+        raise ValueError(
+            f"seed {min(twice)} is there more than once: name each run once, and no <run>.1 kept aside"
+        )
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: prune(config.get(key)) for key in RESULT_KEYS}
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: trainer.get(key) for key in RESULT_TRAINER_KEYS}
+    kept["trainer"] |= {key: trainer[key] for key in ("max_time", "callbacks") if trainer.get(key)}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -100,7 +102,10 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text())
+        config = yaml.safe_load((self.path / "config.yaml").read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.path / 'config.yaml'} holds no config: the file is damaged")
+        return config
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -136,7 +141,10 @@ class Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
 
 
 def find(root: Path) -> Iterator[Run]:
@@ -194,6 +202,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     path = Path(run)
     opened = Run.open(path)
     file = path if path.suffix == ".ckpt" and path.is_file() else opened.checkpoint()
+    require_whole(file)
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     model = instantiate_model(opened.config)
     model.load_state_dict(checkpoint["state_dict"])
@@ -210,6 +219,21 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         flow["levels"],
         model.seed,
     )
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint that is torn or altered: it is a zip archive, with a checksum for each part.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{checkpoint} is damaged, or no checkpoint: {error}") from error
+    if broken:
+        raise ValueError(f"{checkpoint} is damaged: {broken} in it does not match its checksum")
 
 
 def use_average(network: Any, checkpoint: dict[str, Any], file: Path) -> None:

@@ -11,9 +11,10 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from fmlightning.cli import FlowParser, quiet
+from fmlightning.cli import quiet
 from fmlightning.flow.ode import Method, ODESolver
 from fmlightning.flow.sampling import sample
+from fmlightning.parser import FlowParser
 from fmlightning.plotting import plane, tile
 from fmlightning.runs import Run, TrainedFlow, load_flow
 

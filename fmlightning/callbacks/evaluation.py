@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from fmlightning.callbacks.periodic import Periodic
 from fmlightning.data.module import FlowData
+from fmlightning.data.order import shared_blocks
 from fmlightning.metrics.judge import Judge
 from fmlightning.training.ema import evaluation_weights
 from fmlightning.training.module import FlowMatching
@@ -41,6 +42,13 @@ class Evaluation(Periodic):
         self.judges = judges or []
         self.batch_size = batch_size
         self.prepared = False
+
+    def check(self, data: FlowData) -> None:
+        """Refuse judges that do not suit the data, before any training."""
+        if self.judges:
+            held_out = data.eval_samples("test")
+            for judge in self.judges:
+                judge.check(held_out["x1"], held_out.get("y"), data.levels)
 
     def run(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
         if not self.judges:
@@ -114,13 +122,14 @@ class Evaluation(Periodic):
         total = max(judge.num_samples for judge in self.judges)
         index = torch.arange(total, device=module.device)
         nfe = 0
-        blocks = index.split(self.batch_size) if total else ()
-        for block in blocks[trainer.global_rank :: trainer.world_size]:
+        blocks = shared_blocks(index, self.batch_size, data.shard) if total else ()
+        for block in blocks:
             y = data.labels(block)
             solution = module.generate(block, y)
             nfe = max(nfe, solution.nfe)
             for judge in self.judges:
-                mine = block < judge.num_samples
-                if bool(mine.any()):
-                    judge.update(solution.x[mine], block[mine], None if y is None else y[mine])
+                mine = (
+                    block < judge.num_samples
+                )  # perhaps none: a process with no share must still say so
+                judge.update(solution.x[mine], block[mine], None if y is None else y[mine])
         return nfe

@@ -71,9 +71,6 @@ class Provenance(Callback):
             elif isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 logger.log_hyperparams(self.config)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.ended = trainer.global_step
-
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -81,7 +78,7 @@ class Provenance(Callback):
         self.end(trainer, "stopped" if stopped else "failed", repr(exception))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and hasattr(self, "ended"):
+        if stage == "fit":  # after an exception the status is another already
             self.end(trainer, "finished")
 
     def end(self, trainer: Trainer, status: str, error: str | None = None) -> None:

@@ -62,6 +62,12 @@ class Order:
         return torch.randperm(self.size, generator=generator)[start : start + self.batch_size]
 
 
+def shared_blocks(index: Tensor, batch_size: int, shard: Shard) -> tuple[Tensor, ...]:
+    """This process's blocks of a fixed set, smaller than `batch_size` where else a process would have none."""
+    size = min(batch_size, -(-len(index) // shard.world_size))
+    return index.split(max(size, 1))[shard.rank :: shard.world_size]
+
+
 class TrainBatches:
     """An endless stream of whole batches, cut into epochs for Lightning.
 
@@ -93,7 +99,7 @@ class EvalBatches:
     def __init__(self, samples: Batch, batch_size: int, shard: Shard) -> None:
         size = len(samples["x1"])
         self.samples = {**samples, "index": torch.arange(size)}
-        self.blocks = torch.arange(size).split(batch_size)[shard.rank :: shard.world_size]
+        self.blocks = shared_blocks(torch.arange(size), batch_size, shard)
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -96,16 +96,15 @@ class Frechet(Judge):
         labels: tuple[Labels, Labels] | None,
         levels: int | None,
     ) -> None:
-        if levels is None or reference.ndim != 4:
-            raise ValueError("Frechet judges images; for points in the plane use Wasserstein")
+        self.check(reference, labels[0] if labels else None, levels)
+        assert levels is not None
         self.levels = levels
         self.classifier: Classifier | None = None
         if self.inception:
             assert self.weights is not None
             network: nn.Module = Inception(self.weights)
         else:
-            if labels is None:
-                raise ValueError("features='digits' trains a classifier and needs labelled data")
+            assert labels is not None
             pixels = quantise(reference, levels)
             self.classifier = train_classifier(pixels, labels[0], levels, int(labels[0].max()) + 1)
             network = Embedding(self.classifier)
@@ -129,6 +128,17 @@ class Frechet(Judge):
             hits = self.hits(held_out, labels[1])
             self.real[f"accuracy@{len(held_out)}_real"] = float(hits.float().mean())
 
+    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+        if levels is None or held_out.ndim != 4:
+            raise ValueError(
+                "evaluation.judges: Frechet judges images; for points in the plane use Wasserstein"
+            )
+        if y is None and not self.inception:
+            raise ValueError(
+                "evaluation.judges: Frechet with features=digits trains a classifier and needs labelled data; name "
+                "Inception weights or take labelled data"
+            )
+
     def images(self, x: Points) -> Tensor:
         """What the feature network sees: grey levels for the classifier, bytes for Inception."""
         k = quantise(x, self.levels)
@@ -144,6 +154,8 @@ class Frechet(Judge):
         return self.classifier(quantise(x, self.levels)).argmax(1) == y
 
     def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
+        if not len(x):
+            return
         if not bool(x.isfinite().all()):
             raise ValueError("generated images are not finite: no distance is computed")
         self.take(x, real=False)

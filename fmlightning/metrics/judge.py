@@ -58,6 +58,13 @@ class Judge(Metric):
             world_size: the number of processes.
         """
 
+    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+        """Say early, and at no cost, what `prepare` would refuse.
+
+        Raises:
+            ValueError: the data do not suit this judge.
+        """
+
     @abstractmethod
     def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
         """Take generated samples, their numbers and the classes they were asked for."""

@@ -79,7 +79,8 @@ class NegativeLogLikelihood(Judge):
     def look(
         self, field: TrainedField, source: Source, law: Source | None, rank: int, world_size: int
     ) -> None:
-        blocks = torch.arange(len(self.held_out), device=self.device).split(self.batch_size)
+        size = min(self.batch_size, -(-len(self.held_out) // world_size))  # some for each process
+        blocks = torch.arange(len(self.held_out), device=self.device).split(size)
         for block in blocks[rank::world_size]:
             self.update(self.score(field, source, law, block), block)
 

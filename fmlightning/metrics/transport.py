@@ -50,14 +50,17 @@ class Wasserstein(Judge):
         labels: tuple[Labels, Labels] | None,
         levels: int | None,
     ) -> None:
-        for name, x in (("reference", reference), ("test", held_out)):
-            if len(x) < self.num_samples:
-                raise ValueError(
-                    f"Wasserstein needs subsets x size = {self.num_samples} {name} samples and the data has {len(x)}; "
-                    "choose fewer or a larger data.test_size"
-                )
+        for x in (reference, held_out):
+            self.check(x, None, levels)
         self.held_out = held_out[: self.num_samples]
         self.floor = self.distances(reference[: self.num_samples])
+
+    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+        if len(held_out) < self.num_samples:
+            raise ValueError(
+                f"evaluation.judges: Wasserstein needs subsets x size = {self.num_samples} real samples and the data "
+                f"has {len(held_out)}; choose fewer or a larger data.test_size"
+            )
 
     def distances(self, x: Points) -> torch.Tensor:
         """The distance of each subset to one of held-out data."""

@@ -24,11 +24,16 @@ class MetricsFile(Logger):
         self.path = folder / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
         self.columns = ["step"]
-        if self.path.is_file():
+        self.read = False
+
+    def load(self) -> None:
+        """Take the rows that are there; on first use, when the directory is known to be this run's."""
+        if self.path.is_file() and not self.read:
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 self.rows = list(reader)
                 self.columns = list(reader.fieldnames or self.columns)
+        self.read = True
 
     @property
     def name(self) -> str:
@@ -50,6 +55,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.load()
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         if not values:
             return
@@ -68,6 +74,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Forget the rows after a step that is being resumed from."""
+        self.load()
         kept = [row for row in self.rows if int(row["step"]) <= step]
         if len(kept) < len(self.rows):
             self.rows = kept

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Shard
 from fmlightning.flow.couplings import Coupling, Independent
 from fmlightning.flow.fields import NetworkField, evaluate
@@ -119,12 +120,7 @@ class FlowMatching(LightningModule):
     # -- set-up ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.event_shape = data.event_shape
-        self.num_classes = data.num_classes
-        self.levels = data.levels
-        self.batch_size = data.batch_size
-        self.check_shapes()
+        self.check(self.trainer.datamodule)  # type: ignore[attr-defined]
         foreign = [
             name
             for name, m in self.network.named_modules()
@@ -137,11 +133,27 @@ class FlowMatching(LightningModule):
                 stacklevel=1,
             )
 
-    def check_shapes(self) -> None:
-        """Refuse a source, coupling or network that does not fit the data, before any training."""
+    def check(self, data: FlowData) -> None:
+        """Take the data's shapes, and refuse what does not fit them, before any training."""
+        self.event_shape = data.event_shape
+        self.num_classes = data.num_classes
+        self.levels = data.levels
+        self.batch_size = data.batch_size
+        if self.label_drop and not self.num_classes:
+            raise ValueError(
+                f"model.label_drop={self.label_drop} hides labels, and {type(data).__name__} has none: set it to 0"
+            )
+        optimizer = self.optimizer(self.network.parameters())
+        if self.scheduler is not None:
+            self.scheduler(optimizer)
         self.source.check((1, *self.event_shape))
+        self.check_network(type(data).__name__)
+
+    def check_network(self, data: str) -> None:
+        """Call coupling and network once, on two samples."""
         x = torch.zeros(2, *self.event_shape, device=self.device)
-        y = torch.zeros(2, dtype=torch.long, device=self.device) if self.num_classes else None
+        last = self.num_classes - 1
+        y = torch.full((2,), last, device=self.device) if self.num_classes else None
         self.coupling.pairs(x, x, y, Key(0).generator())
         training = self.network.training
         self.network.eval()
@@ -153,10 +165,15 @@ class FlowMatching(LightningModule):
             raise ValueError(
                 f"model.network {type(self.network).__name__} must take net(x, t, y=None): {error}"
             ) from error
+        except IndexError as error:
+            raise ValueError(
+                f"model.network {type(self.network).__name__} knows fewer labels than the {self.num_classes} of "
+                f"{data}: set model.network.num_classes={self.num_classes}"
+            ) from error
         except RuntimeError as error:
             raise ValueError(
                 f"model.network {type(self.network).__name__} cannot take samples of shape {self.event_shape} "
-                f"from {type(self.trainer.datamodule).__name__}: {error}"  # type: ignore[attr-defined]
+                f"from {data}: {error}"
             ) from error
         finally:
             self.network.train(training)
@@ -168,6 +185,9 @@ class FlowMatching(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network.parameters())
+        if "bf16" in str(self.trainer.precision):
+            # Lightning refuses to clip for a fused optimiser, for the sake of a scaler that bf16 does not have
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)

@@ -33,8 +33,14 @@ class Tracking:
     tags: list[str] | None = None
 
 
-def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogger | None:
-    """The logger of a run, whose id is that of its directory; None if disabled."""
+def wandb_logger(
+    tracking: Tracking, folder: Path, experiment: str, again: bool = False
+) -> WandbLogger | None:
+    """The logger of a run, whose id is that of its directory; None if disabled.
+
+    Args:
+        again: whether the run that is in the directory will be kept aside.
+    """
     mode = resolve_mode(tracking.mode)
     if mode == "disabled":
         return None
@@ -45,7 +51,7 @@ def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogg
     import wandb
 
     # runs that were kept aside as <folder>.1, .2, ... have had the ids before this one
-    kept = len(list(folder.parent.glob(f"{folder.name}.*")))
+    kept = len(list(folder.parent.glob(f"{folder.name}.*"))) + (again and folder.exists())
     run_id = "-".join((*folder.parts[-2:], *([str(kept + 1)] if kept else [])))
     # `mode` goes to wandb.init: WandbLogger's own `offline` only sets a variable that wandb may ignore
     options: dict[str, Any] = {
@@ -54,9 +60,8 @@ def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogg
         "group": tracking.group or experiment,
         "tags": tracking.tags,
         "resume": "allow",
-        "settings": wandb.Settings(silent=True, console="off"),
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
         name=run_id,
         id=run_id,
@@ -70,12 +75,22 @@ def wandb_logger(tracking: Tracking, folder: Path, experiment: str) -> WandbLogg
 
 
 def resolve_mode(mode: Mode) -> str:
-    if mode != "auto":
-        return mode
-    named = os.environ.get("WANDB_MODE")
-    if named:
-        return {"dryrun": "offline", "run": "online"}.get(named, named)
-    return "online" if has_key() else "offline"
+    """What `auto` means here.
+
+    Raises:
+        ValueError: online was asked for and there is no key, or $WANDB_MODE is none of the modes.
+    """
+    named = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    found = {"dryrun": "offline", "run": "online"}.get(named, named) if named else None
+    if found is None:
+        return "online" if has_key() else "offline"
+    if found not in ("online", "offline", "disabled"):
+        raise ValueError(f"WANDB_MODE={named} is unknown: choose online, offline or disabled")
+    if found == "online" and not has_key():
+        raise ValueError(
+            "wandb.mode=online needs an API key: run `wandb login`, or set --wandb.mode offline"
+        )
+    return found
 
 
 def has_key() -> bool:

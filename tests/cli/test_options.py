@@ -43,6 +43,19 @@ REFUSED = {
     "plain OT with labels": ([*DIGITS, "--model.coupling=MinibatchOT"], ["MinibatchOT", "ClasswiseOT"]),
     "score of a toy source": ([*MOONS, "--model.predicts=score"], ["predicts=score", "Gaussian source"]),
     "experiment name": ([*MOONS, "--experiment=../out"], ["experiment='../out'"]),
+    "labels of the network": ([*DIGITS, "--model.network.num_classes=5"], ["num_classes=10", "10 of DigitsData"]),
+    "check interval": ([*MOONS, "--trainer.val_check_interval=0"], ["trainer.val_check_interval=0", "positive"]),
+    "accumulation": ([*MOONS, "--trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches=0", "positive"]),
+    "no steps": ([*MOONS, "--trainer.max_steps=0"], ["trainer.max_steps=0", "positive"]),
+    "devices": ([*MOONS, "--trainer.devices=-7"], ["trainer.devices=-7"]),
+    "clipping": ([*MOONS, "--trainer.gradient_clip_val=-1"], ["gradient_clip_val=-1"]),
+    "rate": ([*MOONS, "--model.optimizer.lr=-1"], ["learning rate", "-1.0"]),
+    "scheduler": ([*MOONS, "--model.scheduler=Cosin"], ["Cosin", "did you mean Cosine"]),
+    "judge of more than the data": ([*MOONS, "--data.test_size=512"], ["10000", "512", "data.test_size"]),
+    "judge of images": ([*MOONS, "--evaluation.judges=[{class_path: Frechet}]"], ["Frechet", "Wasserstein"]),
+    "hidden labels": ([*MOONS, "--model.label_drop=0.1"], ["label_drop=0.1", "has none"]),
+    "no config at all": (["fit"], ["model.network", "--config"]),
+    "not a mapping": ([*MOONS, "--config=.gitignore"], [".gitignore"]),
     "unknown command": (["fitt"], ["fitt", "did you mean 'fit'?"]),
     "no run": (["sample", "nowhere"], ["nowhere", "config.yaml"]),
 }  # fmt: skip
@@ -56,7 +69,7 @@ def test_bad_input_is_one_message_before_any_training(fmlightning, name, runs_be
     assert all(part in shown for part in expected), shown
     assert "Traceback" not in shown
     assert len(shown[shown.index("error: ") :].strip().splitlines()) <= 3, shown
-    assert not list(runs_below_tmp.rglob("*.ckpt"))
+    assert not list(runs_below_tmp.rglob("*")), "something was written"
 
 
 def test_debug_shows_the_traceback(command):

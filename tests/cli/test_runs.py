@@ -1,6 +1,10 @@
 """The run directory: enough by itself, and never overwritten."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -202,3 +206,82 @@ def test_report_gives_mean_and_spread_over_seeds(fit, fmlightning, tmp_path):
     assert row["mean"] == pytest.approx(np.mean(values))
     assert row["std"] == pytest.approx(np.std(values, ddof=1))
     assert "n = 3" in fmlightning("report", runs[0], "--expected", out)[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(fit, fmlightning):
+    run = fit("toy/moons", *STEPS)
+    before = files(run)
+    status, shown = fmlightning(
+        "fit", "--config", run / "config.yaml", "--ckpt_path=auto", "--wandb.mode=disabled"
+    )
+    assert status == 0, shown
+    assert "finished already" in shown
+    assert files(run) == before
+
+
+def test_a_damaged_checkpoint_is_named(fit, fmlightning, tmp_path):
+    run = fit("toy/moons", *STEPS)
+    path = run / "checkpoints" / "last.ckpt"
+    whole = path.read_bytes()
+    middle = bytearray(whole)
+    middle[len(whole) // 2] ^= 1  # one bit, which torch.load would not see
+    for content in (whole[:1000], b"", bytes(middle)):
+        path.write_bytes(content)
+        for argv in (
+            ["sample", run, f"--out={tmp_path / 'out'}"],
+            ["validate", "--ckpt_path", run],
+        ):
+            status, shown = fmlightning(*argv)
+            assert status == 2, shown
+            assert "damaged" in shown
+            assert "last.ckpt" in shown
+
+
+def test_weights_of_another_network_are_refused(fit, fmlightning):
+    run = fit("toy/moons", *STEPS)
+    status, shown = fmlightning(
+        "validate", "--ckpt_path", run, "--config", run / "config.yaml", "--model.network.width=32"
+    )
+    assert status == 2
+    assert "another network" in shown
+
+
+def test_report_does_not_average_unlike_runs(fit, fmlightning, tmp_path):
+    judged = ("--data.test_size=100", "--evaluation.at_end=true",
+              "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]")  # fmt: skip
+    a = fit("toy/moons", *STEPS, *judged, name="a")
+    b = fit(
+        "toy/moons", *STEPS, *judged, "--model.path=Trigonometric", "--seed_everything=1", name="b"
+    )
+    status, shown = fmlightning("report", a, b)
+    assert status == 2
+    assert "2 configs" in shown
+    status, shown = fmlightning("report", a, a)
+    assert status == 2
+    assert "seed 0" in shown
+
+
+def test_the_digits_train_in_bf16(fit):
+    fit("images/digits", "--trainer.max_steps=2", "--trainer.precision=bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_a_stopped_run_keeps_its_work_and_says_how_to_go_on(tmp_path, repository, sent, status):
+    run = tmp_path / "run"
+    argv = [sys.executable, "-u", "-m", "fmlightning", "fit", "--config", "configs/toy/moons.yaml", f"--run_dir={run}",
+            "--wandb.mode=disabled", "--trainer.max_steps=100000"]  # fmt: skip
+    process = subprocess.Popen(
+        argv, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(sent)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == status, shown
+    assert "--ckpt_path auto" in shown
+    assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] >= 50

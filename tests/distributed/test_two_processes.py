@@ -7,9 +7,9 @@ import torch
 
 QUICK = (
     "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--trainer.max_steps=12",
-    "--data.val_size=100", "--data.test_size=200", "--data.eval_batch_size=30", "--trainer.val_check_interval=6",
+    "--data.val_size=100", "--data.test_size=200", "--trainer.val_check_interval=6",
     "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 100}}]",
-    "--evaluation.batch_size=64", "--trainer.log_every_n_steps=3", "--model.solver={method: euler, num_steps: 4}",
+    "--trainer.log_every_n_steps=3", "--model.solver={method: euler, num_steps: 4}",
 )  # fmt: skip
 
 
