@@ -117,11 +117,13 @@ class Frechet(Judge):
         self.frechet = FrechetInceptionDistance(network, reset_real_features=False).to(
             reference.device
         )
-        self.take(reference, real=True)
+        # the states are summed over processes, and every process holds all real images: the first counts them
+        share = slice(None) if first_process() else slice(0)
+        self.take(reference[share], real=True)
         real = held_out[: self.num_samples]
         self.real = {}
         if len(real) == self.num_samples:
-            self.take(real, real=False)
+            self.take(real[share], real=False)
             self.real[f"{self.name}@{len(real)}_real"] = float(self.frechet.compute())
             self.frechet.reset()
         if self.classifier is not None and labels is not None:
@@ -145,7 +147,7 @@ class Frechet(Judge):
         return (k.float() * (255 / (self.levels - 1))).round().byte() if self.inception else k
 
     def take(self, x: Points, real: bool) -> None:
-        for part in x.split(256):
+        for part in x.split(256) if len(x) else ():
             self.frechet.update(self.images(part), real=real)
 
     @torch.no_grad()
@@ -186,6 +188,14 @@ class Embedding(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         return self.classifier.embed(pixels)
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of several."""
+    distributed = torch.distributed
+    return not (
+        distributed.is_available() and distributed.is_initialized() and distributed.get_rank()
+    )
 
 
 def hub_folder() -> Path:
