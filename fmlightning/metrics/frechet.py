@@ -117,6 +117,9 @@ class Frechet(Judge):
         self.frechet = FrechetInceptionDistance(network, reset_real_features=False).to(
             reference.device
         )
+        self.frechet.orig_dtype = (
+            torch.float32
+        )  # which `update` sets, and a process without images needs
         # the states are summed over processes, and every process holds all real images: the first counts them
         share = slice(None) if first_process() else slice(0)
         self.take(reference[share], real=True)
