@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.rank_zero import _get_rank
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -375,12 +375,3 @@ def instantiate_model(config: dict[str, Any]) -> FlowMatching:
     parser.add_lightning_class_args(FlowMatching, "model")
     options = parser.parse_object({"model": {**config["model"], "seed": config["seed_everything"]}})
     return parser.instantiate(options).model
-
-
-def instantiate_data(config: dict[str, Any]) -> LightningDataModule:
-    """The DataModule of a resolved config."""
-    parser = FlowParser()
-    parser.add_lightning_class_args(FlowData, "data", subclass_mode=True)
-    data = config["data"]
-    data["init_args"] = {**data.get("init_args", {}), "seed": config["seed_everything"]}
-    return parser.instantiate(parser.parse_object({"data": data})).data
