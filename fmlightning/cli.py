@@ -45,7 +45,7 @@ from fmlightning.runs import Run, config_hash, require_whole, run_directory
 from fmlightning.training.ema import EMA
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
-from fmlightning.training.tracking import Tracking, close_mirror, wandb_logger
+from fmlightning.training.tracking import Tracking, close_mirror, reachable, wandb_logger
 
 QUIET = (
     "The anonymous setting has no effect",
@@ -282,6 +282,7 @@ class FlowCLI(LightningCLI):
             if self.options.rerun and self.folder.exists():
                 keep(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.trainer.loggers = [x for x in self.trainer.loggers if reachable(x)]
             print(f"run directory: {self.folder}")
             for name, words in self.datamodule.splits.items():
                 print(f"  {name:5} {words}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -102,6 +102,18 @@ def has_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def reachable(logger: Logger) -> bool:
+    """Whether a logger starts; one that does not is said once, and the run goes on with its files."""
+    if not isinstance(logger, WandbLogger):
+        return True
+    try:
+        _ = logger.experiment
+    except Exception as error:  # wandb raises many kinds, and none may stop a run
+        print(f"W&B is not reachable ({error}): this run is logged to its directory only")
+        return False
+    return True
 
 
 def close_mirror() -> None:

@@ -135,3 +135,19 @@ def test_the_mode_follows_what_was_asked_then_the_environment(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert resolve_mode(asked) == expected
+
+
+def test_a_mirror_that_cannot_start_is_said_once_and_training_goes_on(fit, monkeypatch, capsys):
+    from lightning.pytorch.loggers import WandbLogger
+
+    def fails(self):
+        raise ConnectionError("no route to W&B")
+
+    monkeypatch.setattr(WandbLogger, "experiment", property(fails))
+    from fmlightning.training.tracking import Tracking, reachable, wandb_logger
+
+    logger = wandb_logger(Tracking(mode="offline"), fit("toy/moons", "--trainer.max_steps=1"), "e")
+    assert not reachable(logger)
+    assert capsys.readouterr().out.count("no route to W&B") == 1
+    run = fit("toy/moons", "--trainer.max_steps=2", "--wandb.mode=offline", name="offline")
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
