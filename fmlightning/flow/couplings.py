@@ -63,6 +63,7 @@ class Independent(Coupling):
     independent = True
 
     def pairs(self, x0: Points, x1: Points, y: Labels | None, generator: torch.Generator) -> Pairs:
+        require_equal(x0, x1, y)
         everything = torch.arange(len(x1), device=x1.device)
         return everything, everything
 
@@ -166,12 +167,21 @@ class ClasswiseOT(Coupling):
     def pairs(self, x0: Points, x1: Points, y: Labels | None, generator: torch.Generator) -> Pairs:
         if y is None:
             raise ValueError("ClasswiseOT needs labels y; for data without labels use MinibatchOT")
+        require_equal(x0, x1, y)
         i, j = torch.arange(len(x1), device=x1.device).repeat(2, 1)
         for label in y.unique():
             members = (y == label).nonzero().flatten()
             source, data = self.within.pairs(x0[members], x1[members], None, generator)
             i[members], j[members] = members[source], members[data]
         return i, j
+
+
+def require_equal(x0: Points, x1: Points, y: Labels | None) -> None:
+    if x0.shape != x1.shape or (y is not None and len(y) != len(x1)):
+        labels = "" if y is None else f" and y {tuple(y.shape)}"
+        raise ValueError(
+            f"x0 {tuple(x0.shape)}, x1 {tuple(x1.shape)}{labels} must have one shape, with a label for each sample"
+        )
 
 
 def refuse_labels(coupling: Coupling, y: Labels | None) -> None:

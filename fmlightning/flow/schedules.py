@@ -495,6 +495,7 @@ class Curves(Schedule):
 
 def derivative(curve: Curve, t: Times) -> Tensor:
     """The derivative of a curve at each time, by forward-mode autodiff."""
+    t = t.contiguous()  # an expanded time is one number in memory, which jvp refuses
     return torch.func.jvp(curve, (t,), (torch.ones_like(t),))[1]
 
 

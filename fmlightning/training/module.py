@@ -143,9 +143,11 @@ class FlowMatching(LightningModule):
             raise ValueError(
                 f"model.label_drop={self.label_drop} hides labels, and {type(data).__name__} has none: set it to 0"
             )
-        optimizer = self.optimizer(self.network.parameters())
-        if self.scheduler is not None:
-            self.scheduler(optimizer)
+        weights = list(self.network.parameters())
+        if weights:  # an oracle has none, and can be validated all the same
+            optimizer = self.optimizer(weights)
+            if self.scheduler is not None:
+                self.scheduler(optimizer)
         self.source.check((1, *self.event_shape))
         self.check_network(type(data).__name__)
 

@@ -236,3 +236,14 @@ def test_batches_that_do_not_match_and_broken_points_are_refused():
 def test_no_entropy_is_refused(make):
     with pytest.raises(ValueError, match="use MinibatchOT"):
         make(0.0)
+
+
+@pytest.mark.parametrize(
+    "coupling", [Independent(), ClasswiseOT()], ids=["independent", "classwise"]
+)
+def test_batches_of_two_sizes_are_refused_by_every_coupling(coupling):
+    x = torch.zeros(6, 2)
+    y = torch.zeros(6, dtype=torch.long)
+    for x0, x1, labels in ((x[:4], x, y), (x, x[:4], y[:4]), (x, x, y[:3])):
+        with pytest.raises((ValueError, TypeCheckError)):  # the annotations may come first
+            coupling.pairs(x0, x1, labels, Key(0).generator())

@@ -202,3 +202,9 @@ def test_settings_that_make_no_path_are_refused_by_name(make, setting):
 @every
 def test_only_noisy_paths_have_gamma(schedule):
     assert schedule.has_gamma == bool((schedule.gamma(INSIDE) != 0).any())
+
+
+def test_curves_take_one_time_for_a_whole_batch():
+    curves = Curves(lambda t: t**2, lambda t: 1 - t**2)
+    t = torch.tensor(0.5, dtype=torch.float64).expand(4)
+    torch.testing.assert_close(curves.d_alpha(t), 2 * t)

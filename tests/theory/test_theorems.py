@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fmlightning import verify
+from fmlightning.bias import DIFFUSIONS
 from fmlightning.flow.schedules import Linear, SchrodingerBridge, VarianceExploding
 from fmlightning.verify import SCHEDULES, THEOREMS
 
@@ -71,7 +72,8 @@ def test_the_command_prints_a_table_and_succeeds(capsys, monkeypatch):
     assert verify.main([]) == 0
     printed = capsys.readouterr().out
     assert "SchrodingerBridge on [0.001, 0.999]" in printed
-    assert f"{2 * len(SCHEDULES)} of {2 * len(SCHEDULES)} rows pass" in printed
+    count = 2 * len(SCHEDULES) + len(DIFFUSIONS)
+    assert f"{count} of {count} rows pass" in printed
 
 
 def test_the_command_fails_with_a_row(capsys, monkeypatch):
