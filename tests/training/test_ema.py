@@ -85,6 +85,8 @@ def test_validation_sees_the_average_and_gives_it_back(tmp_path):
     trainer, module, data = train(ema, tmp_path=tmp_path)
     trainer.fit(module, data)
     raw = [p.detach().clone() for p in module.network.parameters()]
+    # else giving back the wrong ones would not show
+    assert not all(torch.equal(r, s) for r, s in zip(raw, ema.shadow.values(), strict=True))
     with evaluation_weights(trainer, module.network):
         assert not module.network.training
         for p, s in zip(module.network.parameters(), ema.shadow.values(), strict=True):
