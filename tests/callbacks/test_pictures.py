@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+import time
 
 import pytest
 from PIL import Image
@@ -36,7 +37,7 @@ def records(path):
             offset += left
             continue
         _, length, kind = struct.unpack("<IHB", content[offset : offset + 7])
-        if not kind:
+        if not kind or offset + 7 + length > len(content):
             break
         pending += content[offset + 7 : offset + 7 + length]
         offset += 7 + length
@@ -45,6 +46,16 @@ def records(path):
             record.ParseFromString(pending)
             yield record
             pending = b""
+
+
+def mirrored(path):
+    """The records of a finished run; W&B's own process writes the last ones after `finish` has returned."""
+    for _ in range(100):
+        found = list(records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not end")
 
 
 @pytest.mark.parametrize("config", SCALED)
@@ -73,7 +84,7 @@ def test_a_run_draws_scores_and_mirrors(fit, config):
         } <= set(scores)
 
     (mirror,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    found = list(records(mirror))
+    found = mirrored(mirror)
     history = {}
     for record in found:
         if record.WhichOneof("record_type") == "history":

@@ -82,7 +82,7 @@ def convert(source, wanted, value, x, t, schedule):
 
 
 @every_schedule
-@pytest.mark.parametrize(("first", "second"), itertools.product(PREDICTIONS, repeat=2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(PREDICTIONS, repeat=2)))
 def test_round_trips_close_in_float32(schedule, first, second):
     """first -> second -> velocity is first -> velocity."""
     s = sample(schedule, dtype=torch.float32)
