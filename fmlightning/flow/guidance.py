@@ -1,0 +1,172 @@
+r"""Guidance: a field made of two, pushed away from the worse one.
+
+    v_w(x, t | y) = v_0(x, t) + w (v_1(x, t | y) - v_0(x, t))                                          (1)
+
+`w = 1` is the model itself and `w = 0` the other field. Classifier-free guidance (Ho and Salimans 2022) takes
+the same network without its label for v_0; autoguidance (Karras et al. 2024) a weaker model with the label.
+For a Gaussian path and a Gaussian source (1) is, at each point,
+
+    v_w = (alpha' / alpha) x + (sigma D / alpha) grad log[p_t(x|y)^w p_t(x)^(1-w)],   D = alpha' sigma - alpha sigma'
+
+It is NOT the marginal field of data tilted to q(x|y)^w q(x)^(1-w): the density of tilted data, noised, is not
+the noised density, tilted. What guided samples follow is therefore no law with a name.
+
+Other scales count from 0: Meta's flow_matching writes (1 + w') v_1 - w' v_0, with w' = w - 1.
+
+CFG-Zero* (Fan et al. 2025, arXiv:2503.18886) shortens v_0 first by the factor that brings it closest to v_1,
+s = <v_1, v_0> / |v_0|^2 for each sample, and stands still at the very start, where a network is least to be
+trusted. Guidance on an interval of times only: Kynkaanniemi et al. 2024 (arXiv:2404.07724).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.predictions import to_endpoints
+from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, when and in which form a field is guided.
+
+    Args:
+        scale: w of equation (1); 1 is no guidance.
+        interval: the times between which it acts; elsewhere the model is itself.
+        rescale: whether v_0 is rescaled towards v_1, as CFG-Zero* does.
+        zero_until: the time up to which the velocity is zero; CFG-Zero* takes 0.04.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: bool = False
+    zero_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance.scale={self.scale} must be finite; 1 is no guidance")
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"guidance.interval={self.interval} must satisfy 0 <= low < high <= 1; [0, 1] is always"
+            )
+        if not 0 <= self.zero_until < 1:
+            raise ValueError(
+                f"guidance.zero_until={self.zero_until} must lie in [0, 1); 0 is never"
+            )
+
+    @property
+    def none(self) -> bool:
+        """Whether the field stays what it is."""
+        return self.scale == 1 and self.zero_until == 0
+
+    def free(self, field: NetworkField, num_classes: int) -> "NetworkField | GuidedField":
+        """Classifier-free guidance of a field whose network takes the label `num_classes` for "no label".
+
+        Raises:
+            ValueError: the model has no labels.
+        """
+        if self.none:
+            return field
+        if not num_classes:
+            raise ValueError(
+                f"guidance.scale={self.scale:g} needs a model with labels, trained with label_drop > 0; "
+                "this one has none: leave it at 1, or guide with a weaker model"
+            )
+        return GuidedField(self, field, null=num_classes)
+
+    def auto(self, field: NetworkField, weaker: NetworkField) -> "NetworkField | GuidedField":
+        """Autoguidance by a weaker model of the same path.
+
+        Raises:
+            ValueError: the two models were trained on different paths.
+        """
+        if weaker.schedule != field.schedule:
+            raise ValueError(
+                f"the weaker model was trained along {weaker.schedule} and this one along {field.schedule}: "
+                "autoguidance needs one path"
+            )
+        return field if self.none else GuidedField(self, field, weaker=weaker)
+
+
+class GuidedField(nn.Module):
+    """The field of equation (1), for every solver and metric that takes a trained one.
+
+    Args:
+        guidance: scale, interval and form.
+        field: the model.
+        null: the label that stands for none, for classifier-free guidance: one call of the network answers for
+            both, on a batch of twice the size.
+        weaker: the other model, for autoguidance: one call of each.
+    """
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        field: NetworkField,
+        *,
+        null: int | None = None,
+        weaker: NetworkField | None = None,
+    ) -> None:
+        super().__init__()
+        if (null is None) == (weaker is None):
+            raise ValueError("guidance needs either a null label or a weaker model")
+        self.guidance, self.field, self.weaker, self.null = guidance, field, weaker, null
+        self.schedule = field.schedule
+        low, high = field.interval
+        if weaker is not None:
+            low, high = max(low, weaker.interval[0]), min(high, weaker.interval[1])
+        self.interval = (low, high)
+        """Where both fields exist."""
+
+    def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+        """The guided velocity at x (B, *S) and t, (B,) or (), for labels y (B,).
+
+        Raises:
+            ValueError: classifier-free guidance without labels.
+        """
+        v1, v0 = self.both(x, t, y)
+        g = self.guidance
+        if g.rescale:
+            v0 = expand_like(closest(v0, v1), v0) * v0
+        v = v0 + expand_like(self.scale(t, v1), v1) * (v1 - v0) if g.scale != 1 else v1
+        return torch.where(expand_like(t, v) < g.zero_until, 0, v) if g.zero_until else v
+
+    def both(self, x: Points, t: Times, y: Labels | None) -> tuple[Points, Points]:
+        """The velocities of the model and of what it is pushed away from."""
+        if self.weaker is not None:
+            return self.field(x, t, y), self.weaker(x, t, y)
+        if y is None:
+            raise ValueError(
+                "classifier-free guidance needs labels: say which class with y, or leave scale=1"
+            )
+        labels = torch.cat((y, torch.full_like(y, self.null)))  # type: ignore[arg-type]
+        v = self.field(torch.cat((x, x)), t if t.ndim == 0 else torch.cat((t, t)), labels)
+        v1, v0 = v.chunk(2)
+        return v1, v0
+
+    def scale(self, t: Times, like: Tensor) -> Times:
+        """w at the times in the interval, 1 at others."""
+        low, high = self.guidance.interval
+        scale = torch.full((), self.guidance.scale, dtype=like.dtype, device=like.device)
+        return torch.where((t >= low) & (t <= high), scale, 1)
+
+    def data(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+        """The data point that the guided velocity points to."""
+        return to_endpoints("velocity", self(x, t, y), x, t, self.schedule).x1
+
+    def given(self, y: Labels | None) -> Field:
+        """The field for one label of each sample."""
+        return lambda x, t: self(x, t, y)
+
+
+def closest(v0: Points, v1: Points) -> Tensor:
+    """s (B,) that brings s v0 closest to v1; 0 where v0 is zero."""
+    v0, v1 = v0.flatten(1), v1.flatten(1)
+    square = v0.square().sum(1)
+    return torch.where(
+        square > 0, (v0 * v1).sum(1) / square.clamp_min(torch.finfo(v0.dtype).tiny), 0
+    )
