@@ -2,7 +2,7 @@ r"""How time and class enter a network, and dropout with keyed masks.
 
 A time t in [0, 1] becomes n sines and n cosines at log-spaced frequencies:
 
-    omega_k = omega_max^(k / (n - 1)),  k = 0 ... n - 1                                           (1)
+    omega_k = omega_min (omega_max / omega_min)^(k / (n - 1)),  k = 0 ... n - 1                   (1)
 
 A class has one learned row; the row after the last stands for "no label", which classifier-free guidance
 trains and evaluates.
@@ -28,19 +28,28 @@ class TimeFeatures(nn.Module):
 
     Args:
         features: their number, even.
-        max_frequency: the largest frequency in radians per unit of time; the smallest is 1.
+        max_frequency: the largest frequency in radians per unit of time.
+        min_frequency: the smallest.
+
+    Raises:
+        ValueError: the number is odd, or the frequencies are not positive and in order.
     """
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, features: int, max_frequency: float) -> None:
+    def __init__(self, features: int, max_frequency: float, min_frequency: float = 1.0) -> None:
         super().__init__()
         if features < 2 or features % 2:
             raise ValueError(
                 f"features={features} must be even and positive: a sine and a cosine for each frequency"
             )
-        omega = max_frequency ** torch.linspace(0, 1, features // 2)
+        if not 0 < min_frequency <= max_frequency:
+            raise ValueError(
+                f"frequencies={min_frequency, max_frequency} must be positive, the smallest first"
+            )
+        steps = torch.linspace(0, 1, features // 2)
+        omega = min_frequency * (max_frequency / min_frequency) ** steps
         self.register_buffer("frequencies", omega.repeat(2), persistent=False)
         phases = torch.tensor([0.0, math.pi / 2]).repeat_interleave(features // 2)
         self.register_buffer("phases", phases, persistent=False)

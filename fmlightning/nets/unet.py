@@ -4,16 +4,22 @@ An encoder halves the image level by level, a decoder doubles it again, and each
 encoder saw at its size. Time and class enter every residual block as a scale and a shift of its channels:
 
     h = conv_1(silu(norm(x)))                                                                     (1)
-    out = skip(x) + conv_2(dropout(silu((1 + scale) norm(h) + shift)))                            (2)
+    out = s (skip(x) + conv_2(dropout(silu((1 + scale) norm(h) + shift))))                        (2)
     (scale, shift) = affine(silu(time(t) + class(y)))                                             (3)
+
+or, without adaptive norms, as a shift alone, which is added to h before its norm. s is 1 or, in DDPM++, sqrt(1/2).
+A size is changed by a convolution, or by a residual block whose x and whose silu(norm(x)) are both pooled or
+repeated, as in BigGAN.
 
 The last layer of every block, of every attention and of the network starts at zero, and with it the first
 prediction.
 
-Source: Ho et al. 2020, arXiv:2006.11239, app. B; (2) and (3): Dhariwal & Nichol 2021, arXiv:2105.05233, sec. 3.
+Source: Ho et al. 2020, arXiv:2006.11239, app. B (DDPM); Song et al. 2021, arXiv:2011.13456, app. H (DDPM++);
+(2), (3) and the blocks that change the size: Dhariwal & Nichol 2021, arXiv:2105.05233, sec. 3 (ADM).
 """
 
 from itertools import count
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +29,18 @@ from fmlightning.flow.keys import Rows
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
 
-MAX_FREQUENCY = 1000.0
 MAX_GROUPS = 32
 """GroupNorm has as many groups as divide the channels, up to this and with 4 channels in each."""
+
+EDM_LAST, EDM_QKV = 1e-5, 0.2**0.5
+"""Gains of the last layers and of queries, keys and values: Karras et al. 2022, arXiv:2206.00364, the authors' code."""
 
 
 class UNet(nn.Module):
     """A velocity network for images of shape (B, in_channels, H, W).
 
-    Level l of the U works at the size (H, W) / 2**l with `channels * channel_mult[l]` channels.
+    Level l of the U works at the size (H, W) / 2**l with `channels * channel_mult[l]` channels. The U-Net of
+    DDPM is scale_shift=False; ADM's is resample="block"; DDPM++ has skip_scale=0.7071 and init="edm" besides.
 
     Args:
         in_channels: channels of the image.
@@ -44,6 +53,12 @@ class UNet(nn.Module):
         head_channels: channels of an attention head; divides the channels wherever there is attention.
         num_classes: number of labels; 0 makes a network without labels, which ignores them.
         dropout: probability of dropping an element inside a block; 0 switches it off.
+        scale_shift: whether time and class scale and shift the channels (adaptive group norm), or shift them alone.
+        resample: what halves and doubles the size: a convolution or a residual block.
+        skip_scale: factor of the sum of a branch and its skip; 1 switches it off.
+        init: "plain" is torch's own with last layers at zero; "edm" is Xavier's without biases, and last layers
+            that are small, so that the first prediction is nearly zero.
+        frequencies: the smallest and the largest of the time features, in radians per unit of time.
     """
 
     def __init__(
@@ -56,6 +71,11 @@ class UNet(nn.Module):
         head_channels: int = 32,
         num_classes: int = 0,
         dropout: float = 0.0,
+        scale_shift: bool = True,
+        resample: Literal["conv", "block"] = "conv",
+        skip_scale: float = 1.0,
+        init: Literal["plain", "edm"] = "plain",
+        frequencies: tuple[float, float] = (1.0, 1000.0),
     ) -> None:
         super().__init__()
         sizes = (in_channels, channels, num_blocks, head_channels, *channel_mult)
@@ -69,17 +89,28 @@ class UNet(nn.Module):
                 f"attention_levels={attention_levels} must lie between 0 and {len(channel_mult) - 1}: "
                 f"channel_mult={channel_mult} makes {len(channel_mult)} levels"
             )
+        require_one_of("resample", resample, ("conv", "block"))
+        require_one_of("init", init, ("plain", "edm"))
         self.in_channels, self.num_classes = in_channels, num_classes
         self.factor = 2 ** (len(channel_mult) - 1)
         """H and W must be its multiples."""
         width, streams = 4 * channels, count()
 
-        def stage(c_in: int, c_out: int, attends: bool, up: bool = False) -> Stage:
-            block = Block(c_in, c_out, width, Dropout(dropout, next(streams)))
-            return Stage(block, head_channels if attends else None, up)
+        def block(c_in: int, c_out: int, change: nn.Module | None = None) -> Block:
+            drop = Dropout(dropout, next(streams))
+            return Block(c_in, c_out, width, drop, scale_shift, skip_scale, change)
+
+        def attention(c: int, level: int) -> Attention | None:
+            return Attention(c, head_channels, skip_scale) if level in attention_levels else None
+
+        def down(c: int) -> nn.Module:
+            return Downsample(c) if resample == "conv" else block(c, c, nn.AvgPool2d(2))
+
+        def up(c: int) -> nn.Module:
+            return Upsample(c) if resample == "conv" else block(c, c, nn.Upsample(scale_factor=2))
 
         self.time = nn.Sequential(
-            TimeFeatures(channels, MAX_FREQUENCY),
+            TimeFeatures(channels, frequencies[1], frequencies[0]),
             nn.Linear(channels, width),
             nn.SiLU(),
             nn.Linear(width, width),
@@ -90,21 +121,27 @@ class UNet(nn.Module):
         c, skips = channels, [channels]
         for level, mult in enumerate(channel_mult):
             if level > 0:
-                self.encoder.append(Downsample(c))
+                self.encoder.append(down(c))
                 skips.append(c)
             for _ in range(num_blocks):
-                self.encoder.append(stage(c, channels * mult, level in attention_levels))
-                c = channels * mult
+                out = channels * mult
+                self.encoder.append(Stage(block(c, out), attention(out, level)))
+                c = out
                 skips.append(c)
-        self.middle = nn.ModuleList([stage(c, c, True), stage(c, c, False)])
+        middle = Stage(block(c, c), Attention(c, head_channels, skip_scale))
+        self.middle = nn.ModuleList([middle, Stage(block(c, c))])
         for level, mult in reversed(list(enumerate(channel_mult))):
-            for block in range(num_blocks + 1):
-                up = level > 0 and block == num_blocks
-                attends = level in attention_levels
-                self.decoder.append(stage(c + skips.pop(), channels * mult, attends, up))
-                c = channels * mult
+            for k in range(num_blocks + 1):
+                out, last = channels * mult, level > 0 and k == num_blocks
+                stage = Stage(
+                    block(c + skips.pop(), out), attention(out, level), up(out) if last else None
+                )
+                self.decoder.append(stage)
+                c = out
         self.norm = group_norm(c)
         self.output = zeroed(conv(c, in_channels))
+        if init == "edm":
+            start_as_edm(self)
 
     def forward(
         self, x: Points, t: PerSample, y: Labels | None = None, rows: Rows | None = None
@@ -151,46 +188,72 @@ class UNet(nn.Module):
 class Stage(nn.Module):
     """A residual block, then perhaps attention, then perhaps doubling of the size."""
 
-    def __init__(self, block: "Block", head_channels: int | None, up: bool) -> None:
+    def __init__(
+        self,
+        block: "Block",
+        attention: "Attention | None" = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.block = block
-        self.attention = Attention(block.c_out, head_channels) if head_channels else nn.Identity()
-        self.upsample = Upsample(block.c_out) if up else nn.Identity()
+        self.block, self.attention, self.upsample = block, attention, upsample
 
     def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
-        return self.upsample(self.attention(self.block(x, e, rows)))
+        h = self.block(x, e, rows)
+        h = h if self.attention is None else self.attention(h)
+        return h if self.upsample is None else self.upsample(h, e, rows)
 
 
 class Block(nn.Module):
-    """The residual block, equations (1) to (3)."""
+    """The residual block, equations (1) to (3).
 
-    def __init__(self, c_in: int, c_out: int, width: int, dropout: Dropout) -> None:
+    Args:
+        resample: what changes the size of x and of silu(norm(x)); None keeps it.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        width: int,
+        dropout: Dropout,
+        scale_shift: bool = True,
+        skip_scale: float = 1.0,
+        resample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.c_out = c_out
+        self.scale_shift, self.skip_scale = scale_shift, skip_scale
         self.norm1, self.conv1 = group_norm(c_in), conv(c_in, c_out)
-        self.affine = nn.Linear(width, 2 * c_out)
+        self.affine = nn.Linear(width, 2 * c_out if scale_shift else c_out)
         self.norm2, self.conv2 = group_norm(c_out), zeroed(conv(c_out, c_out))
         self.dropout = dropout
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.resample = resample or nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.affine(e)[:, :, None, None].chunk(2, 1)
-        h = F.silu(self.norm2(h) * (1 + scale) + shift)
-        return self.skip(x) + self.conv2(self.dropout(h, rows))
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = F.silu(self.modulated(h, self.affine(e)[:, :, None, None]))
+        h = self.conv2(self.dropout(h, rows))
+        return joined(self.skip(self.resample(x)), h, self.skip_scale)
+
+    def modulated(self, h: Tensor, e: Tensor) -> Tensor:
+        """The normalised h, as time and class want it."""
+        if not self.scale_shift:
+            return self.norm2(h + e)
+        scale, shift = e.chunk(2, 1)
+        return self.norm2(h) * (1 + scale) + shift
 
 
 class Attention(nn.Module):
     """Self-attention between the pixels, added to its input."""
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, head_channels: int, skip_scale: float = 1.0) -> None:
         super().__init__()
         if channels % head_channels:
             raise ValueError(
                 f"head_channels={head_channels} does not divide the {channels} channels of a level with attention; "
                 "choose a divisor of channels * channel_mult there (the middle, at the last level, always attends)"
             )
-        self.head_channels = head_channels
+        self.head_channels, self.skip_scale = head_channels, skip_scale
         self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.output = zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -199,7 +262,7 @@ class Attention(nn.Module):
         qkv_b3nkl = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, self.head_channels))
         q_bnlk, k_bnlk, v_bnlk = qkv_b3nkl.mT.unbind(1)
         h_bnlk = F.scaled_dot_product_attention(q_bnlk, k_bnlk, v_bnlk)
-        return x + self.output(h_bnlk.mT.reshape(x.shape))
+        return joined(x, self.output(h_bnlk.mT.reshape(x.shape)), self.skip_scale)
 
 
 class Downsample(nn.Module):
@@ -214,14 +277,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubling of the size by repetition, then a convolution."""
+    """Doubling of the size by repetition, then a convolution; time and class do not enter."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def joined(skip: Tensor, branch: Tensor, scale: float) -> Tensor:
+    return skip + branch if scale == 1 else scale * (skip + branch)
 
 
 def conv(c_in: int, c_out: int) -> nn.Conv2d:
@@ -239,3 +306,23 @@ def group_norm(channels: int) -> nn.GroupNorm:
     most = max(1, min(MAX_GROUPS, channels // 4))
     groups = max(g for g in range(1, most + 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
+
+
+def start_as_edm(net: UNet) -> None:
+    """Xavier's uniform weights and no biases; last layers small, and queries, keys and values smaller."""
+    gains: dict[nn.Module, float] = {net.output: EDM_LAST}
+    for part in net.modules():
+        if isinstance(part, Block):
+            gains[part.conv2] = EDM_LAST
+        elif isinstance(part, Attention):
+            gains |= {part.output: EDM_LAST, part.qkv: EDM_QKV}
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight, gains.get(layer, 1.0))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")

@@ -29,6 +29,15 @@ def test_time_features_are_the_stated_sines_and_cosines():
         torch.testing.assert_close(features[:, 4 + k], angle.cos(), atol=1e-4, rtol=0)
 
 
+def test_frequencies_are_geometric_between_the_two():
+    omega = TimeFeatures(64, 1.0, 1e-4).frequencies[:32].double()
+    assert omega[0] == pytest.approx(1e-4)
+    assert omega[-1] == pytest.approx(1.0)
+    ratios = omega[1:] / omega[:-1]
+    # made in float32: a power of 1e4 to an exponent that is rounded
+    torch.testing.assert_close(ratios, torch.full_like(ratios, 1e4 ** (1 / 31)), atol=0, rtol=2e-6)
+
+
 def test_time_features_are_exact_for_half_precision_times():
     features = TimeFeatures(16, 1000.0).bfloat16()
     t = torch.rand(50, generator=Key(0).generator()).bfloat16()

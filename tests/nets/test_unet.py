@@ -1,13 +1,17 @@
 """The U-Net: sizes, what it depends on, what it starts as, keyed dropout, precision, compilation."""
 
+import math
+
 import pytest
 import torch
 from jaxtyping import config
 from torch import nn
+from torch.nn import functional as F
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.seeding import seeded
 from fmlightning.nets.embeddings import Dropout
+from fmlightning.nets.size import multiply_adds, parameter_count
 from fmlightning.nets.unet import Attention, Block, UNet, group_norm
 
 G = Key(11)
@@ -18,6 +22,12 @@ SMALL = {
     "num_blocks": 1,
     "head_channels": 8,
     "num_classes": 5,
+}
+KINDS = {
+    "default": {},
+    "ddpm": {"scale_shift": False},
+    "adm": {"resample": "block"},
+    "ddpm++": {"resample": "block", "skip_scale": 0.5**0.5, "init": "edm"},
 }
 
 
@@ -60,28 +70,84 @@ def test_any_size_that_its_levels_divide(shape, mult):
     assert bool(out.isfinite().all())
 
 
-def test_it_has_the_parameters_of_the_published_cifar_network():
+# channels, factors, blocks, attention levels, side, whether adaptive norms and resampling blocks, and the count.
+# The counts are those of guided-diffusion's UNetModel as TorchCFM 1.0.7 ships it, built with these arguments.
+PUBLISHED = {
+    "Ho 2020, TorchCFM: CIFAR-10": (128, (1, 2, 2, 2), 2, (1,), 32, False, 35_746_307),
+    "Lipman 2023: CIFAR-10": (256, (1, 2, 2, 2), 2, (1,), 32, True, 171_268_099),
+    "Lipman 2023: ImageNet-32": (256, (1, 2, 2, 2), 3, (1, 2), 32, True, 228_149_507),
+    "Lipman 2023: ImageNet-64": (192, (1, 2, 3, 4), 3, (1, 2, 3), 64, True, 295_131_267),
+    "ADM: ImageNet-64": (192, (1, 2, 3, 4), 3, (1, 2, 3), 64, True, 295_904_454),
+    "ADM: ImageNet-128": (256, (1, 1, 2, 3, 4), 2, (2, 3, 4), 128, True, 421_529_606),
+    "ADM: ImageNet-256": (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), 256, True, 553_838_086),
+}
+# as the papers print them: Dhariwal & Nichol 2021, table 4
+MILLIONS = {"ADM: ImageNet-64": 296, "ADM: ImageNet-128": 422, "ADM: ImageNet-256": 554}
+
+
+def published(name):
+    channels, mult, blocks, levels, _, adm, _ = PUBLISHED[name]
+    kind, classes = KINDS["adm" if adm else "ddpm"], 1000 * name.startswith("ADM")
     with torch.device("meta"):
-        net = UNet(3, 128, (1, 2, 2, 2), num_blocks=2, attention_levels=(1,), head_channels=64)
-    total = sum(p.numel() for p in net.parameters())
-    # Ho et al. 2020 and TorchCFM: 35.7 M, with a shift alone; each channel of a block has a scale here,
-    # one row of 512 weights and a bias
-    scales = sum(
-        layer.out_features // 2 * 513
-        for name, layer in net.named_modules()
-        if name.endswith("affine")
-    )
-    assert total - scales == 35_746_307
+        return UNet(3, channels, mult, blocks, levels, 64, num_classes=classes, **kind)
 
 
-def test_it_starts_at_zero():
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_has_the_parameters_of_the_published_network(name):
+    channels, *_, expected = PUBLISHED[name]
+    total = parameter_count(published(name))
+    if name.startswith(
+        "ADM"
+    ):  # theirs predicts a variance as well, and ours has a row for "no label"
+        total += 3 * (9 * channels + 1) - 4 * channels
+    assert total == expected
+    assert round(total / 1e6) == MILLIONS.get(name, round(total / 1e6))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # counted on TorchCFM's UNetModelWrapper, and on the UNetModel it wraps
+        ("Ho 2020, TorchCFM: CIFAR-10", 6_221_856_768),
+        ("Lipman 2023: CIFAR-10", 28_064_088_064),
+        ("Lipman 2023: ImageNet-32", 36_535_533_568),
+        ("Lipman 2023: ImageNet-64", 109_656_784_896),
+    ],
+)
+def test_it_has_the_work_of_the_published_network(name, expected):
+    side = PUBLISHED[name][4]
+    assert multiply_adds(published(name), (3, side, side)) == expected
+
+
+@pytest.mark.parametrize("kind", ["default", "ddpm", "adm"])
+def test_it_starts_at_zero(kind):
     x, t, y = inputs()
-    assert torch.equal(fresh()(x, t, y), torch.zeros_like(x))
+    assert torch.equal(fresh(**KINDS[kind])(x, t, y), torch.zeros_like(x))
 
 
-def test_it_depends_on_point_time_and_label():
+def test_edm_starts_small_with_the_variances_of_xavier():
     x, t, y = inputs()
-    net = network()
+    net = fresh(channels=32, head_channels=32, init="edm")
+    out = net(x, t, y)
+    assert 0 < float(out.detach().abs().max()) < 1e-3  # the last layer's weights are of order 1e-6
+    gains = {"conv2": 1e-5, "attention.output": 1e-5, "output": 1e-5, "attention.qkv": 0.2**0.5}
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            gain = next((g for end, g in gains.items() if name.endswith(end)), 1.0)
+            weight, area = layer.weight, math.prod(layer.weight.shape[2:])
+            expected = gain**2 * 2 / (area * sum(weight.shape[:2]))
+            # the mean square of n uniform numbers has a relative standard error of sqrt(0.8 / n)
+            error = 4.5 * math.sqrt(0.8 / weight.numel())
+            assert float(weight.detach().square().mean()) == pytest.approx(expected, rel=error), (
+                name
+            )
+            assert bool((layer.bias == 0).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_depends_on_point_time_and_label(kind):
+    x, t, y = inputs()
+    net = network(**KINDS[kind])
     out = net(x, t, y)
     for other in (net(x + 0.1, t, y), net(x, t * 0.9, y), net(x, t, (y + 1) % 5)):
         assert bool((out != other).flatten(1).any(1).all())
@@ -117,6 +183,57 @@ def test_scale_and_shift_act_on_the_normalised_channels():
     assert not torch.allclose(block(x, e, None), x)
 
 
+def test_a_shift_alone_acts_before_the_norm():
+    x, e = inputs(2, (4, 6, 6))[0], torch.zeros(2, 3)
+    with seeded(G):
+        block = Block(4, 4, 3, Dropout(0.0, 0), scale_shift=False)
+        block.conv2.reset_parameters()
+    nn.init.zeros_(block.affine.bias)
+    out = block(x, e, None)
+    block.affine.bias.data[:] = 100.0  # the same in all channels of a group: its norm takes it away
+    assert relative(block(x, e, None), out) < 1e-4  # float32: 100 of 2**24 steps
+    block.affine.bias.data = torch.arange(4.0)
+    assert relative(block(x, e, None), out) > 0.01
+
+
+def test_blocks_that_resample_pool_and_repeat():
+    x = inputs(2, (4, 6, 6))[0]
+    drop = Dropout(0.0, 0)
+    down = Block(4, 4, 3, drop, resample=nn.AvgPool2d(2))
+    up = Block(4, 4, 3, drop, resample=nn.Upsample(scale_factor=2))
+    e = torch.zeros(2, 3)
+    small = down(x, e, None)  # the branch starts at zero: this is the skip
+    torch.testing.assert_close(small, x.unflatten(3, (3, 2)).unflatten(2, (3, 2)).mean((3, 5)))
+    assert torch.equal(up(small, e, None), small.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    with seeded(G):
+        up.conv2.reset_parameters()
+    plain = Block(4, 4, 3, drop)
+    plain.load_state_dict(up.state_dict())
+    flat = torch.ones(2, 4, 3, 3) * torch.arange(4.0)[:, None, None]  # repeating changes no value,
+    inner = plain(
+        F.interpolate(flat, scale_factor=2.0), e, None
+    )  # so branch and skip are a plain block's
+    torch.testing.assert_close(up(flat, e, None), inner)
+
+
+def test_the_branch_is_resampled_behind_its_nonlinearity():
+    x, drop = inputs(2, (4, 6, 6))[0], Dropout(0.0, 0)
+    with seeded(G):
+        block = Block(4, 4, 3, drop, resample=nn.AvgPool2d(2))
+        block.conv2.reset_parameters()
+    nn.init.zeros_(block.affine.bias)
+    h = block.conv1(F.avg_pool2d(F.silu(block.norm1(x)), 2))
+    expected = F.avg_pool2d(x, 2) + block.conv2(F.silu(block.norm2(h)))
+    torch.testing.assert_close(block(x, torch.zeros(2, 3), None), expected)
+
+
+def test_the_skip_scale_multiplies_every_sum():
+    x = inputs(2, (4, 6, 6))[0]
+    block = Block(4, 4, 3, Dropout(0.0, 0), skip_scale=0.5)
+    assert torch.equal(block(x, torch.zeros(2, 3), None), 0.5 * x)
+    assert torch.equal(Attention(4, 2, skip_scale=0.5)(x), 0.5 * x)
+
+
 def test_a_pixel_reaches_the_whole_image():
     x, t, y = inputs(1, (1, 16, 16))
     x.requires_grad_()
@@ -138,9 +255,10 @@ def test_a_network_without_labels_ignores_them():
     assert torch.equal(net(x, t, y), net(x, t))
 
 
-def test_dropout_is_keyed_by_sample():
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_is_keyed_by_sample(kind):
     x, t, y = inputs()
-    net = network(dropout=0.3).train()
+    net = network(dropout=0.3, **KINDS[kind]).train()
     index = torch.arange(5) + 40
     out = net(x, t, y, G.rows(index))
     some = [3, 1]
@@ -152,15 +270,18 @@ def test_dropout_is_keyed_by_sample():
     assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.rows(index)))
 
 
-def test_every_dropout_has_a_stream_of_its_own():
-    streams = [m.stream for m in fresh(dropout=0.1).modules() if isinstance(m, Dropout)]
-    assert sorted(streams) == list(range(2 + 2 + 4))  # encoder, middle, decoder
+@pytest.mark.parametrize(("resample", "more"), [("conv", 0), ("block", 2)])
+def test_every_dropout_has_a_stream_of_its_own(resample, more):
+    net = fresh(dropout=0.1, resample=resample)
+    streams = [m.stream for m in net.modules() if isinstance(m, Dropout)]
+    assert sorted(streams) == list(range(2 + 2 + 4 + more))  # encoder, middle, decoder, resampling
 
 
-def test_three_steps_from_zero_open_every_parameter():
+@pytest.mark.parametrize("kind", ["default", "ddpm", "adm"])
+def test_three_steps_from_zero_open_every_parameter(kind):
     x, t, y = inputs()
     y[0] = SMALL["num_classes"]  # the null label learns as well
-    net = fresh()
+    net = fresh(**KINDS[kind])
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     for _ in range(
         3
@@ -192,17 +313,21 @@ def test_bf16_autocast_is_close_and_keeps_the_type():
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
 
 
-def equal_when_compiled(backend):
+def equal_when_compiled(backend, **settings):
     x, t, y = inputs()
-    net = network(dropout=0.2).train()
+    net = network(dropout=0.2, **settings).train()
     rows = G.rows(torch.arange(5))
     compiled = torch.compile(net, fullgraph=True, backend=backend)
     return relative(compiled(x, t, y, rows), net(x, t, y, rows))
 
 
-def test_compiled_it_is_the_same(monkeypatch):
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddpm", "adm")]
+
+
+@pytest.mark.parametrize("kind", ["default", "ddpm++", *SLOW])
+def test_compiled_it_is_the_same(kind, monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)  # its checks cannot be compiled
-    assert equal_when_compiled("eager") < 1e-5  # float32 rounding
+    assert equal_when_compiled("eager", **KINDS[kind]) < 1e-5  # float32 rounding
 
 
 @pytest.mark.slow
@@ -232,6 +357,9 @@ def test_a_wrong_shape_is_named(shape):
         ({"num_blocks": 0}, "num_blocks=0"),
         ({"channels": 7}, "features=7 must be even"),
         ({"num_classes": -1}, "num_classes=-1"),
+        ({"resample": "pool"}, "resample='pool' must be one of conv, block"),
+        ({"init": "adm"}, "init='adm' must be one of plain, edm"),
+        ({"frequencies": (2.0, 1.0)}, r"frequencies=\(2.0, 1.0\) must be positive, the smallest"),
     ],
     ids=str,
 )
