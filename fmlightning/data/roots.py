@@ -1,0 +1,78 @@
+"""Where published data sets lie, how they get there, and what is said when they do not.
+
+Nothing is fetched unless a config asks for it, and nothing is unpickled whose published checksum has not been verified.
+"""
+
+import hashlib
+import os
+import socket
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+VARIABLE = "FMLIGHTNING_DATA"
+TIMEOUT = 60.0
+
+
+def data_root(root: str | None) -> Path:
+    """The folder named, or $FMLIGHTNING_DATA, or `data` in the current directory."""
+    return Path(root or os.environ.get(VARIABLE) or "data").expanduser()
+
+
+def absent(title: str, files: Sequence[Path], remedy: str) -> FileNotFoundError:
+    """What is not there, what to do about it, and how to say that it is elsewhere."""
+    names = ", ".join(path.name for path in files[:3])
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return FileNotFoundError(
+        f"{title} is not in {files[0].parent}: there is no {names}{more}. {remedy}. If it is elsewhere, data.root or "
+        f"${VARIABLE} says where"
+    )
+
+
+def verify(title: str, files: Sequence[tuple[Path, str]]) -> None:
+    """Hold files against their published md5.
+
+    Raises:
+        ValueError: one is not what was published. It is a pickle, and reading it could run its code.
+    """
+    for path, published in files:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != published:
+            raise ValueError(
+                f"{path} is not the published file of {title}: its md5 is {found} and not {published}. "
+                "It was not read; remove it and fetch it again"
+            )
+
+
+def fetch(
+    title: str, root: Path, download: Callable[[], object], sources: str, target: Path
+) -> None:
+    """Let torchvision download and unpack, one process at a time.
+
+    Raises:
+        ConnectionError: it could not be fetched, or what came is not what was published.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".download.lock"), giving_up(TIMEOUT):
+        try:
+            download()
+        except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+            raise ConnectionError(
+                f"data.download=true: {title} could not be fetched ({' '.join(str(error).split())}). Fetch it by hand "
+                f"from {sources} and put it into {target}"
+            ) from error
+
+
+@contextmanager
+def giving_up(seconds: float) -> Iterator[None]:
+    """A limit on how long a silent server is waited for; torchvision has none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
