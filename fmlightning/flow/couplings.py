@@ -82,14 +82,35 @@ class OTPlanWithReplacement(Coupling):
     """POT's exact plan, sampled n times with replacement as TorchCFM does, for reproducing its figures.
 
     About 1/e of the batch is not used. For anything else `MinibatchOT` is better.
+
+    Args:
+        max_iterations: iterations of POT's network simplex after which it gives up.
     """
+
+    max_iterations: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if not self.max_iterations > 0:
+            raise ValueError(f"max_iterations={self.max_iterations} must be positive")
 
     def pairs(self, x0: Points, x1: Points, y: Labels | None, generator: torch.Generator) -> Pairs:
         import ot  # here, as it takes a second that no other coupling needs
 
         refuse_labels(self, y)
         uniform = torch.full((len(x0),), 1 / len(x0), dtype=torch.float64)
-        plan = ot.emd(uniform, uniform, squared_distances(x0, x1).cpu()).to(generator.device)
+        plan, log = ot.emd(
+            uniform,
+            uniform,
+            squared_distances(x0, x1).cpu(),
+            numItermax=self.max_iterations,
+            log=True,
+        )
+        if log["warning"] is not None:  # POT would print it and return a plan that is not the best
+            raise ValueError(
+                f"POT found no optimal plan of {len(x0)} pairs in max_iterations={self.max_iterations}: allow more, "
+                "or use MinibatchOT"
+            )
+        plan = plan.to(generator.device)
         # rows are equally heavy: a row, then a column in it, is a pair of the plan
         i = torch.randint(len(x0), (len(x0),), generator=generator, device=generator.device)
         return i.to(x0.device), draw_columns(plan[i], generator).to(x1.device)
@@ -111,8 +132,11 @@ class Entropic(Coupling):
     max_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        if not self.reg > 0:
-            raise ValueError(f"reg={self.reg} must be positive; without entropy use MinibatchOT")
+        if not 0 < self.reg < math.inf:
+            raise ValueError(
+                f"reg={self.reg} must be positive and finite; without entropy use MinibatchOT"
+            )
+        require_iterations(self.tolerance, self.max_iterations)
 
     def pairs(self, x0: Points, x1: Points, y: Labels | None, generator: torch.Generator) -> Pairs:
         refuse_labels(self, y)
@@ -139,8 +163,11 @@ class SchrodingerBridgeCoupling(Coupling):
     max_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        if not self.s > 0:
-            raise ValueError(f"s={self.s} must be positive; without noise use MinibatchOT")
+        if not 0 < self.s < math.inf:
+            raise ValueError(
+                f"s={self.s} must be positive and finite; without noise use MinibatchOT"
+            )
+        require_iterations(self.tolerance, self.max_iterations)
 
     def pairs(self, x0: Points, x1: Points, y: Labels | None, generator: torch.Generator) -> Pairs:
         refuse_labels(self, y)
@@ -181,6 +208,14 @@ def require_equal(x0: Points, x1: Points, y: Labels | None) -> None:
         labels = "" if y is None else f" and y {tuple(y.shape)}"
         raise ValueError(
             f"x0 {tuple(x0.shape)}, x1 {tuple(x1.shape)}{labels} must have one shape, with a label for each sample"
+        )
+
+
+def require_iterations(tolerance: float, max_iterations: int) -> None:
+    if not (tolerance > 0 and max_iterations > 0):
+        raise ValueError(
+            f"tolerance={tolerance} and max_iterations={max_iterations} must be positive: Sinkhorn's iterations "
+            "come close to the marginals and never meet them"
         )
 
 

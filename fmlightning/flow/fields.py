@@ -19,7 +19,8 @@ from fmlightning.flow.predictions import (
     to_velocity,
 )
 from fmlightning.flow.schedules import Schedule
-from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like
+from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
+from fmlightning.flow.sources import Source
 
 
 @runtime_checkable
@@ -46,7 +47,11 @@ def evaluate(
     """The network's output in x's precision, for an input scaled as the schedule asks and a time for each sample.
 
     The path is computed in the precision of x, the network in that of its weights.
+
+    Raises:
+        ValueError: t is no time of the path, or the output has not the shape of x.
     """
+    require_times(t, len(x))
     t, dtype = t.expand(len(x)), x.dtype
     scale = schedule.input_scale(t)
     x = x if scale is None else expand_like(scale, x) * x
@@ -54,6 +59,11 @@ def evaluate(
         x = x.to(next((p.dtype for p in network.parameters()), dtype))
     keyed = {} if rows is None else {"rows": rows}
     out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
+    if out.shape != x.shape:
+        raise ValueError(
+            f"{type(network).__name__} maps points {tuple(x.shape)} to {tuple(out.shape)}; a prediction has the "
+            "shape of its point"
+        )
     return out.to(dtype)
 
 
@@ -76,12 +86,27 @@ class NetworkField(nn.Module):
         network: `net(x, t, y=None) -> like x`.
         schedule: the curves of the path it was trained on.
         predicts: what it predicts.
+        source: the law of x0 it was trained with; needed for a score, which follows from a Gaussian one only.
+        independent: whether its coupling drew x0 independently of x1, which a score needs as well.
+
+    Raises:
+        ValueError: on a path with gamma > 0, a prediction that does not give the velocity of this source or
+            coupling.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, predicts: Prediction = "velocity"
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        predicts: Prediction = "velocity",
+        *,
+        source: Source | None = None,
+        independent: bool = False,
     ) -> None:
         super().__init__()
+        if predicts != "velocity":
+            require_one_noise(f"predicts={predicts!r}", schedule, source, independent)
+        self.source, self.independent = source, independent
         self.network = network
         self.schedule = schedule
         self.predicts: Prediction = predicts
@@ -101,14 +126,23 @@ class NetworkField(nn.Module):
         )
 
     def data(self, x: Points, t: Times, y: Labels | None = None) -> Points:
-        """E[x1 | x_t = x]: the step that ends sampling where the field stops short of t = 1."""
+        """E[x1 | x_t = x]: the step that ends sampling where the field stops short of t = 1.
+
+        With gamma > 0 under a coupling it is as far off as the margin that sampling stops short of.
+        """
         prediction = evaluate(self.network, self.schedule, x, t, y)
         if self.predicts == "data":
             return prediction
         return to_endpoints(self.predicts, prediction, x, t, self.schedule).x1
 
     def score(self, x: Points, t: Times, y: Labels | None = None) -> Points:
-        """The gradient of log p_t, for a Gaussian source independent of the data."""
+        """The gradient of log p_t, for a Gaussian source independent of the data.
+
+        Raises:
+            ValueError: the field was made for another source or coupling, or was not told for which; or the score
+                does not exist at t.
+        """
+        require_score(self.source, self.independent)
         if self.predicts == "score":
             return evaluate(self.network, self.schedule, x, t, y)
         return noise_to_score(self.endpoints(x, t, y).x0, t, self.schedule)
@@ -116,6 +150,37 @@ class NetworkField(nn.Module):
     def given(self, y: Labels | None) -> Field:
         """The field for one label of each sample."""
         return self if y is None else lambda x, t: self(x, t, y)
+
+
+def require_score(source: Source | None, independent: bool) -> None:
+    """Refuse the score of a law that a velocity does not tell it of."""
+    if source is None:
+        raise ValueError(
+            "the score follows from a velocity for a Gaussian source independent of the data only, and this field "
+            "was not told of its source: NetworkField(..., source=Gaussian(), independent=True) if it was trained so"
+        )
+    if not source.gaussian:
+        raise ValueError(
+            f"source {source} is not Gaussian: the score does not follow from the velocity, and no SDE is known to "
+            "share its marginals. Use the Gaussian source, or an ODE solver, which needs no score."
+        )
+    if not independent:
+        raise ValueError(
+            "independent=False: under a coupling of x0 and x1, such as optimal transport, the score does not "
+            "follow from the velocity. Train with the independent coupling, or use an ODE solver."
+        )
+
+
+def require_one_noise(
+    use: str, schedule: Schedule, source: Source | None, independent: bool
+) -> None:
+    """Refuse to take sigma x0 + gamma eps for one noise where it is known to be two."""
+    if schedule.has_gamma and source is not None and not (source.gaussian and independent):
+        raise ValueError(
+            f"{use} on {schedule}, which has gamma > 0: x0 and its noise are one Gaussian noise only for a Gaussian "
+            f"source independent of the data, and not for source={source} with independent={independent}. Predict "
+            "and sample the velocity along the path trained on, or take a path with gamma = 0."
+        )
 
 
 def noise_to_score(x0: Points, t: Times, schedule: Schedule) -> Points:

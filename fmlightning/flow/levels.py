@@ -11,12 +11,21 @@ Source: Theis et al. 2016, arXiv:1511.01844, sec. 3.1.
 import torch
 from torch import Tensor
 
+from fmlightning.flow.shapes import require_like
+
 
 def dequantise(pixels: Tensor, u: Tensor, levels: int) -> Tensor:
     """Equation (1), from integer levels k and uniform numbers u of the same shape."""
+    require_like("u", u, "pixels", pixels)
     return 2 * (pixels + u) / levels - 1
 
 
 def quantise(x: Tensor, levels: int) -> Tensor:
-    """The level k of each value: the inverse of (1) for any u; values outside [-1, 1] are clamped."""
+    """The level k of each value: the inverse of (1) for any u; values outside [-1, 1] are clamped.
+
+    Args:
+        levels: 2 to 256, as the levels are bytes.
+    """
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels={levels} must lie in [2, 256]: levels are kept as bytes")
     return ((x + 1) / 2 * levels).floor().clamp(0, levels - 1).to(torch.uint8)

@@ -30,7 +30,15 @@ from torch import Tensor
 from fmlightning.flow.keys import Rows
 from fmlightning.flow.ode import ODESolver
 from fmlightning.flow.schedules import Schedule
-from fmlightning.flow.shapes import Field, PerSample, Points, Times
+from fmlightning.flow.shapes import (
+    Field,
+    PerSample,
+    Points,
+    Times,
+    require_interval,
+    require_like,
+    require_time,
+)
 from fmlightning.flow.sources import Source
 
 Map = Callable[[Tensor], Tensor]
@@ -140,9 +148,10 @@ def integrate(
     differentiable: bool,
 ) -> tuple[PerSample, int]:
     """Equation (2) and its NFE: the state is (x, l) with dl/dt = div v, flattened into one tensor."""
-    if probe is not None and probe.shape != x1.shape:
-        raise ValueError(f"probe {tuple(probe.shape)} must have the shape of x1 {tuple(x1.shape)}")
+    if probe is not None:
+        require_like("probe", probe, "x1", x1)
     t0, t1 = interval or schedule.interval
+    require_interval((t0, t1))
 
     def split(state: Tensor) -> Tensor:
         return state[:, :-1].reshape(x1.shape)
@@ -173,8 +182,9 @@ def start_log_prob(source: Source, schedule: Schedule, x: Points, t: float = 0.0
     """Log-density of sigma x0 + gamma eps, where sampling starts, in nats.
 
     Raises:
-        ValueError: unknown, for a source that is not Gaussian on a path with gamma > 0.
+        ValueError: unknown, for a source that is not Gaussian on a path with gamma > 0; t outside [0, 1].
     """
+    require_time("t", t)
     time = torch.tensor(t, dtype=torch.float64)
     noise = float(schedule.gamma(time))
     if noise and not source.gaussian:
@@ -194,14 +204,19 @@ def divergence(
     Args:
         probe: Hutchinson's z, (B, *S); None for the exact sum of D derivatives.
         differentiable: keep the graph.
+
+    Raises:
+        ValueError: the field's velocity, or the probe, has another shape than x.
     """
     with torch.enable_grad():
         x = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         v = field(x, t)
+        require_like("the velocity", v, "x", x)
         if probe is None:
             rows = jacobian_rows(v, x, differentiable)
             div = torch.stack([row[:, i] for i, row in enumerate(rows)]).sum(0)
         else:
+            require_like("probe", probe, "x", x)
             (row,) = gradients(v, x, probe, differentiable)
             div = (row * probe).flatten(1).sum(1)
     return (v, div) if differentiable else (v.detach(), div)

@@ -34,7 +34,17 @@ from torch import Tensor, nn
 from fmlightning.flow.objectives import mean_square
 from fmlightning.flow.predictions import Prediction, check
 from fmlightning.flow.schedules import MARGIN, Schedule
-from fmlightning.flow.shapes import Field, Labels, PerSample, Points, Times, expand_like
+from fmlightning.flow.shapes import (
+    Field,
+    Labels,
+    PerSample,
+    Points,
+    Times,
+    expand_like,
+    require_like,
+    require_time,
+    require_times,
+)
 from fmlightning.flow.sources import Source
 from fmlightning.flow.toys import EightGaussians
 
@@ -67,10 +77,10 @@ class GaussianMixture(Source):
         stds: Sequence[float] | float | Tensor,
     ) -> None:
         self.means = numbers(means)
-        self.weights = numbers(weights).to(self.means)
+        self.weights = numbers(weights)
         self.stds = numbers(stds).to(self.means)
         self.validate()
-        self.weights = self.weights / self.weights.sum()  # exactly one, to rounding
+        self.weights = normalised(self.weights).to(self.means)
         self.stds = self.stds.expand(self.weights.shape)
         self.event_shape = tuple(self.means.shape[1:])
 
@@ -103,15 +113,23 @@ class GaussianMixture(Source):
             raise ValueError(
                 f"stds {tuple(self.stds.shape)} must be one number, or one for each of {K} components"
             )
+        if not bool(self.means.isfinite().all()):
+            raise ValueError(
+                f"means must be finite, but {int((~self.means.isfinite()).sum())} of {self.means.numel()} numbers "
+                "are not"
+            )
         total = float(self.weights.double().sum())
-        if not (bool((self.weights > 0).all()) and abs(total - 1) < 1e-5):
+        # each weight is rounded by at most eps / 2 of itself, so their sum by eps / 2; 1e-5 is for weights typed in
+        tolerance = max(1e-5, torch.finfo(self.weights.dtype).eps)
+        if not (bool((self.weights > 0).all()) and abs(total - 1) < tolerance):
             raise ValueError(
                 f"weights must be positive and sum to one, but the smallest is {float(self.weights.min()):g} "
                 f"and their sum {total:g}; divide them by their sum and leave empty components out"
             )
-        if not bool((self.stds >= 0).all()):
+        if not bool(((self.stds >= 0) & self.stds.isfinite()).all()):
             raise ValueError(
-                f"stds must not be negative, but one is {float(self.stds.min()):g}; zero makes a point"
+                f"stds must be finite and not negative, but reach from {float(self.stds.min()):g} to "
+                f"{float(self.stds.max()):g}; zero makes a point"
             )
 
     def to(self, like: Tensor) -> "GaussianMixture":
@@ -119,8 +137,8 @@ class GaussianMixture(Source):
         if (self.means.device, self.means.dtype) == (like.device, like.dtype):
             return self
         moved = copy.copy(self)
-        for name in ("weights", "means", "stds"):
-            setattr(moved, name, getattr(self, name).to(like))
+        moved.weights = normalised(self.weights.to(like.device)).to(like)
+        moved.means, moved.stds = self.means.to(like), self.stds.to(like)
         return moved
 
     def columns(self) -> Float[Tensor, "D K"]:
@@ -191,7 +209,9 @@ class MixturePath:
         path = GaussianMixture([1.0], [[2.0, 0.0]], 0.5).along(Linear())
         path.velocity(x, t)
 
-    Everywhere x is (B, *S) and t lies in [0, 1], (B,) or (). Another t or shape is a ValueError.
+    Everywhere x is (B, *S) and t lies in [0, 1], (B,) or (). Another t or shape is a ValueError. So is a point so far
+    away that the square of its distance overflows, 1e19 standard deviations in float32 and 1e154 in float64. On a GPU
+    values are not looked at, as the host would have to wait: there such a point gives nan.
     Many points are handled in chunks, so memory stays small unless a gradient is asked for.
     """
 
@@ -208,14 +228,15 @@ class MixturePath:
 
     def law(self, t: float) -> GaussianMixture:
         """The law of x_t: the true start at t = 0, the blurred target at t = 1."""
+        require_time("t", t)
         law, time = self.mixture, torch.tensor(t, dtype=torch.float64)
-        check_times(time)
         alpha, variance = self.schedule.alpha(time), self.schedule.variance(time)
         stds = ((alpha * law.stds.double()).square() + variance).sqrt()
-        return GaussianMixture(law.weights.double(), alpha * law.means.double(), stds)
+        return GaussianMixture(normalised(law.weights), alpha * law.means.double(), stds)
 
     def start(self, t: float = 0.0) -> GaussianMixture:
         """Where sampling starts: the law of sigma x0 + gamma eps, the path without its data."""
+        require_time("t", t)
         std = self.schedule.std(torch.tensor(t, dtype=torch.float64))
         zero = torch.zeros_like(self.mixture.means[:1], dtype=torch.float64)
         return GaussianMixture([1.0], zero, std)
@@ -299,7 +320,9 @@ class MixturePath:
             field: `(x, t) -> prediction`.
             predicts: what it predicts; `velocity` for every field.
         """
-        return mean_square(field(x, t) - self.prediction(predicts, x, t))
+        found = field(x, t)
+        require_like("the prediction", found, "x", x)
+        return mean_square(found - self.prediction(predicts, x, t))
 
     def slope(self, seen: Seen, t: Times) -> Tensor:
         """B_k / V_k, (B, K)."""
@@ -336,7 +359,7 @@ class MixturePath:
         """A function of what is seen from each point, in chunks that fit the cache."""
         law, t = self.mixture.to(x), t.to(x)
         check_points(x, law)
-        check_times(t, len(x))
+        require_times(t, len(x))
         rows = max(1, CHUNK // law.means.numel())
         if len(x) <= rows:
             return values(self.see(x, t, law), t)
@@ -355,6 +378,7 @@ class MixturePath:
             )
         difference = x.flatten(1)[:, :, None] - alpha[:, None] * means
         joint = log_joint(law.weights, difference, variance)
+        require_reach(joint, x)
         return Seen(joint, difference, means, s2, alpha, variance)
 
 
@@ -386,6 +410,12 @@ def numbers(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values if values.is_floating_point() else values.double()
     return torch.as_tensor(values, dtype=torch.float64)
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Weights that sum to one, in float64: rounded to fewer digits they do not."""
+    weights = weights.double()
+    return weights / weights.sum()
 
 
 def column(c: Times) -> Tensor:
@@ -424,12 +454,11 @@ def check_unlabelled(y: Labels | None) -> None:
         )
 
 
-def check_times(t: Times, batch: int | None = None) -> None:
-    if t.ndim and t.shape != (batch,):
-        raise ValueError(f"t {tuple(t.shape)} must be one time, or one for each of {batch} samples")
-    # elsewhere the answer would make the host wait for the device at every step
-    if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
+def require_reach(joint: Weights, x: Points) -> None:
+    # elsewhere the answer would make the host wait for the device
+    if x.device.type == "cpu" and bool((joint.amax(1) == -math.inf).any()):
+        dtype = str(x.dtype).removeprefix("torch.")
         raise ValueError(
-            f"t must lie in [0, 1], from the source to the data, but reaches from {float(t.min()):g} "
-            f"to {float(t.max()):g}"
+            f"x reaches {float(x.abs().max()):g}, so far from the mixture that the square of the distance in "
+            f"standard deviations overflows {dtype}: pass nearer points{', or float64' if dtype != 'float64' else ''}"
         )

@@ -9,6 +9,8 @@ Time is float64 throughout; the state keeps its precision. The error norm of an 
 whole batch, so its steps, its NFE and, to the tolerance, its result depend on the batch: report its size.
 """
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -17,7 +19,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fmlightning.flow.shapes import Field, Points
+from fmlightning.flow.failure import only, rescue, root_mean_square, sizes, suspicious
+from fmlightning.flow.fields import TrainedField
+from fmlightning.flow.shapes import Field, Points, require_like, require_time
+from fmlightning.flow.solution import Mask
+from fmlightning.flow.solution import Solution as Solution
+from fmlightning.flow.solution import SolverError as SolverError
 from fmlightning.flow.steps import METHODS, MULTISTEP, walk
 from fmlightning.flow.times import TimeGrid, UniformGrid
 
@@ -36,41 +43,24 @@ FixedMethod = Literal[
 AdaptiveMethod = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 Method = Literal[FixedMethod, AdaptiveMethod]
 FIXED: tuple[str, ...] = get_args(FixedMethod)
-ADAMS = ("explicit_adams", "implicit_adams")
+ADAMS = {"explicit_adams": 5, "implicit_adams": 4}
+"""torchdiffeq's `max_order` for fourth order: its explicit method uses one slope fewer."""
 ADAPTIVE: tuple[str, ...] = get_args(AdaptiveMethod)
 
 
-class SolverError(RuntimeError):
-    """The integration failed: what the solver was doing, and when."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What an integration returns.
-
-    Attributes:
-        x: the state at the end, (B, *S).
-        nfe: how often the field was called.
-        times: the times of `states`, (K,), in float64.
-        states: the states at the times asked for, (K, B, *S); K = 0 if none were.
-    """
-
-    x: Tensor
-    nfe: int
-    times: Tensor
-    states: Tensor
-
-
 class Counted:
-    """A field that counts its calls and remembers the time of the last."""
+    """A field that counts its calls and remembers the last."""
 
     def __init__(self, field: Field) -> None:
         self.field, self.nfe, self.t = field, 0, torch.tensor(float("nan"))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
-        self.t = t
-        return self.field(x, t)
+        self.t = t.detach()
+        v = self.field(x, t)
+        require_like("the velocity", v, "x", x)
+        self.x, self.v = x.detach(), v.detach()
+        return v
 
 
 class Door:
@@ -101,8 +91,8 @@ class ODESolver:
 
     Args:
         method: fixed-step euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), Adams-Bashforth ab2, ab3, ab4, or
-            torchdiffeq's explicit_adams and implicit_adams, on an even grid and up to fourth order (its own
-            default of twelve is unstable: an error of 0.46 on dx/dt = -x in 80 steps);
+            torchdiffeq's explicit_adams and implicit_adams, of fourth order on an even grid (its own default of
+            twelve is unstable: an error of 0.46 on dx/dt = -x in 80 steps);
             adaptive dopri5, dopri8, bosh3, fehlberg2, adaptive_heun.
         num_steps: intervals of a fixed-step method. In each, midpoint and heun2 call the field twice, heun3
             three times and rk4 four times; euler and, after their first steps, ab2 to ab4 once.
@@ -110,6 +100,8 @@ class ODESolver:
         atol: absolute tolerance of an adaptive method.
         grid: where a fixed-step method stops.
         max_num_steps: steps between two saved times after which an adaptive method gives up.
+        failed: raise, or nan: samples that cannot be integrated become NaN with a warning, and the others of the
+            batch are kept. The NFE then counts the attempts too.
     """
 
     method: Method = "dopri5"
@@ -118,6 +110,7 @@ class ODESolver:
     atol: float = 1e-5
     grid: TimeGrid = field(default_factory=UniformGrid)
     max_num_steps: int = 10_000
+    failed: Literal["raise", "nan"] = "raise"
 
     def __post_init__(self) -> None:
         if self.method not in FIXED + ADAPTIVE:
@@ -129,6 +122,8 @@ class ODESolver:
                 f"method={self.method!r} has the weights of equal steps: grid={self.grid} needs ab2, ab3, ab4 or a "
                 "method of one step"
             )
+        if self.failed not in ("raise", "nan"):
+            raise ValueError(f"failed={self.failed!r} is unknown: choose raise or nan")
         for name in ("num_steps", "rtol", "atol", "max_num_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -173,14 +168,34 @@ class ODESolver:
 
         Raises:
             SolverError: the step size underflowed, the steps ran out or the state is not finite.
-            ValueError: times outside the interval, or an empty interval.
+            ValueError: times outside the interval or, for a field that has a path, outside [0, 1]; an empty
+                interval; a velocity of another shape than x.
         """
+        require_ends(field, t0, t1)
         if t0 == t1:
             raise ValueError(f"the interval from t0={t0:g} to t1={t1:g} is empty")
         times = saved_times(save_at, t0, t1)
         if self.method in METHODS and (inner is not None or self.method in MULTISTEP):
             return self.walk(field, inner or field, x, t0, t1, times)
-        return self.drive(field, x, t0, t1, times)
+        try:
+            return self.drive(field, x, t0, t1, times)
+        except SolverError as error:
+            if self.fixed or self.failed == "raise":
+                raise
+            return self.rescued(field, x, t0, t1, times, error)
+
+    def rescued(
+        self, field: Field, x: Points, t0: float, t1: float, times: Tensor, error: SolverError
+    ) -> Solution:
+        """An adaptive solution of the samples that have one."""
+
+        def attempt(rows: Mask) -> Solution:
+            return self.drive(only(field, x, rows), x, t0, t1, times, rows)
+
+        whole = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        part, end, states, nfe, failed = rescue(attempt, whole, error)
+        warn_of(self.method, failed)
+        return Solution(end, nfe, part.times, states)
 
     def walk(
         self, field: Field, inner: Field, x: Points, t0: float, t1: float, times: Tensor
@@ -190,10 +205,19 @@ class ODESolver:
         grid = self.grid.points(self.num_steps, t0, t1).tolist()
         walked = walk(step, x, grid, times.tolist())
         nfe = counted.nfe + counted_inner.nfe
-        require_finite(self.method, walked.x, walked.lost_at, nfe)
-        return Solution(walked.x, nfe, times.to(x.device), walked.states)
+        end = self.checked(walked.x, walked.lost_at, nfe)
+        return Solution(end, nfe, times.to(x.device), walked.states)
 
-    def drive(self, field: Field, x: Points, t0: float, t1: float, times: Tensor) -> Solution:
+    def drive(
+        self,
+        field: Field,
+        x: Points,
+        t0: float,
+        t1: float,
+        times: Tensor,
+        rows: Mask | None = None,
+    ) -> Solution:
+        """By torchdiffeq; an adaptive method can be made to look at the error of some samples only."""
         counted = Counted(field)
         door = Door(counted, min(t0, t1), max(t0, t1))
         stops = torch.cat((torch.tensor([t0, t1], dtype=torch.float64), times)).unique()
@@ -206,32 +230,55 @@ class ODESolver:
                 rtol=self.rtol,
                 atol=self.atol,
                 method=self.method,
-                options=self.options(stops),
+                options=self.options(stops, rows),
             )
         except AssertionError as error:
+            whole = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            found = suspicious(counted.x, counted.v, whole if rows is None else rows)
             raise SolverError(
                 f"{self.method} stopped at t={float(counted.t):.6g} after {counted.nfe} evaluations: "
-                f"{str(error).split(': tensor')[0]}. rtol={self.rtol:g}, atol={self.atol:g}; largest |x| at the "
-                f"start {float(x.abs().max()):.3g}. Loosen the tolerances, narrow the interval, or use a "
-                "fixed-step method."
+                f"{str(error).split(': tensor')[0]}. It seems to be {named(found, counted)}; "
+                f"rtol={self.rtol:g}, atol={self.atol:g}. Loosen the tolerances, narrow the interval, use a "
+                "fixed-step method, or keep the other samples with failed=nan.",
+                found,
+                counted.nfe,
             ) from error
-        require_finite(self.method, states[-1], door.lost_at(states[-1], t1), counted.nfe)
+        end = self.checked(states[-1], door.lost_at(states[-1], t1), counted.nfe)
         keep = torch.isin(stops, times.to(stops.device))
-        return Solution(states[-1], counted.nfe, stops[keep], states[keep])
+        return Solution(end, counted.nfe, stops[keep], states[keep])
 
-    def options(self, stops: Tensor) -> dict[str, object]:
+    def checked(self, x: Tensor, lost_at: float | None, nfe: int) -> Tensor:
+        """The state at the end, all finite; or, of a fixed-step method that may fail, NaN where it is not."""
+        bad = ~x.flatten(1).isfinite().all(1)
+        if lost_at is None or self.failed == "raise" or not self.fixed or bool(bad.all()):
+            require_finite(self.method, x, lost_at, nfe)
+            return x
+        warn_of(self.method, bad)
+        return torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), torch.nan, x)
+
+    def options(self, stops: Tensor, rows: Mask | None = None) -> dict[str, object]:
         """What torchdiffeq takes beside the tolerances."""
         if self.fixed:
             # a grid of its own: torchdiffeq would else keep the state of every step
             points = self.grid.points(self.num_steps, float(stops[0]), float(stops[-1]))
-            order = {"max_order": 4} if self.method in ADAMS else {}
+            order = {"max_order": ADAMS[self.method]} if self.method in ADAMS else {}
             return {"grid_constructor": lambda func, y0, t: points.to(t), **order}
-        return {
+        norm = {} if rows is None else {"norm": root_mean_square(rows)}
+        return norm | {
             "dtype": torch.float64,
             "max_num_steps": self.max_num_steps,
             # else the last step passes t1, where the path may not exist
             "step_t": stops[-1:],
         }
+
+
+def require_ends(field: Field, *ends: float) -> None:
+    """Refuse what is no time, once before the loop: on a GPU a look at each evaluation would make it wait."""
+    for name, t in zip(("t0", "t1"), ends, strict=True):
+        if isinstance(field, TrainedField):
+            require_time(name, t)
+        elif not math.isfinite(t):
+            raise ValueError(f"{name}={t:g} must be a finite time")
 
 
 def saved_times(save_at: int | Sequence[float], t0: float, t1: float) -> Tensor:
@@ -252,8 +299,32 @@ def saved_times(save_at: int | Sequence[float], t0: float, t1: float) -> Tensor:
 def require_finite(method: str, x: Tensor, lost_at: float | None, nfe: int) -> None:
     if lost_at is None:
         return
-    bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    bad = ~x.flatten(1).isfinite().all(1)
     raise SolverError(
-        f"{method} lost {len(bad)} of {len(x)} samples (first: {bad[:5]}): the state is not finite at "
-        f"t={lost_at:.6g}; {nfe} evaluations. The field may be singular there, or the steps too large."
+        f"{method} lost {int(bad.sum())} of {len(x)} samples (first: {numbers(bad)}): the state is not finite at "
+        f"t={lost_at:.6g}; {nfe} evaluations. The field may be singular there, or the steps too large.",
+        bad,
+        nfe,
+    )
+
+
+def numbers(rows: Mask, most: int = 5) -> list[int]:
+    """The first of the chosen samples."""
+    return rows.nonzero().flatten()[:most].tolist()
+
+
+def named(rows: Mask, last: Counted) -> str:
+    """The chosen samples, with the state and the velocity of the first where the solver gave up."""
+    first = numbers(rows, 1)[0]
+    x, v = (float(sizes(y)[first]) for y in (last.x, last.v))
+    more = int(rows.sum()) - 1
+    others = f" and {more} more" if more else ""
+    return f"sample {first} of {len(rows)}{others}: max |x| = {x:.3g}, max |v| = {v:.3g}"
+
+
+def warn_of(method: str, failed: Mask) -> None:
+    warnings.warn(
+        f"{method} could not integrate {int(failed.sum())} of {len(failed)} samples (first: {numbers(failed)}): "
+        "they are NaN",
+        stacklevel=4,
     )

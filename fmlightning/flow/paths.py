@@ -18,14 +18,21 @@ arXiv:2303.08797.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmlightning.flow.schedules import Schedule, derivative
-from fmlightning.flow.shapes import Points, Times, expand_like
+from fmlightning.flow.shapes import (
+    Points,
+    Times,
+    expand_like,
+    require_like,
+    require_time,
+    require_times,
+)
 
 
 class PathSample(NamedTuple):
@@ -58,30 +65,37 @@ class AffinePath:
             ValueError: shapes differ, t lies outside [0, 1], or eps is missing.
         """
         require_pair(x0, x1, t)
+        require_noise(self.schedule, eps, x1)
         c = self.schedule(t)
         xt = expand_like(c.alpha, x1) * x1 + expand_like(c.sigma, x0) * x0
         ut = expand_like(c.d_alpha, x1) * x1 + expand_like(c.d_sigma, x0) * x0
-        if self.schedule.has_gamma:
-            if eps is None:
-                raise ValueError(missing_noise(self.schedule))
+        if self.schedule.has_gamma and eps is not None:
             xt = xt + expand_like(c.gamma, eps) * eps
             ut = ut + expand_like(c.d_gamma, eps) * eps
         return PathSample(xt, ut, t, x0, x1, eps)
 
     def velocity(self, xt: Points, x1: Points, t: Times) -> Points:
-        """u_t(x | x1) for a Gaussian source, equation (3)."""
+        """u_t(x | x1) for a Gaussian source, equation (3).
+
+        Raises:
+            ValueError: shapes differ, t lies outside [0, 1], or no noise is left at t.
+        """
+        require_like("xt", xt, "x1", x1)
+        require_times(t, len(x1))
         s = self.schedule
-        rate = expand_like(s.half_d_variance(t) / s.variance(t), xt)
+        variance = s.variance(t)
+        require_width(variance, t)
+        rate = expand_like(s.half_d_variance(t) / variance, xt)
         return rate * (xt - expand_like(s.alpha(t), x1) * x1) + expand_like(s.d_alpha(t), x1) * x1
 
     def start(self, x0: Points, t: float = 0.0, eps: Points | None = None) -> Points:
         """Where sampling starts: sigma(t) x0 + gamma(t) eps, the path without its data."""
+        require_time("t", t)
+        require_noise(self.schedule, eps, x0)
         time = torch.tensor(t, dtype=x0.dtype, device=x0.device)
         x = self.schedule.sigma(time) * x0
-        if not self.schedule.has_gamma:
+        if not self.schedule.has_gamma or eps is None:
             return x
-        if eps is None:
-            raise ValueError(missing_noise(self.schedule))
         return x + self.schedule.gamma(time) * eps
 
 
@@ -94,15 +108,23 @@ class GaussianPath:
 
         GaussianPath(lambda x1, t: expand_like(t, x1) * x1, lambda x1, t: 1 - t)  # AffinePath(Linear())
 
-    Derivatives are taken by forward-mode autodiff.
+    Derivatives are taken by forward-mode autodiff. The first points that come are carried to both ends, once,
+    to see that the path leads from the source to them.
 
     Args:
-        mu: `(x1, t) -> mean`, (B, *S).
-        sigma: `(x1, t) -> scale`, (B,) or (), positive before t = 1.
+        mu: `(x1, t) -> mean`, (B, *S); 0 at t = 0 and x1 at t = 1.
+        sigma: `(x1, t) -> scale`, (B,) or (), positive before t = 1; 1 at t = 0, and at t = 1 zero or small.
+        end_tolerance: how far from those values the ends may be, the mean's in units of the largest |x1|; inf
+            for a path that starts or ends elsewhere on purpose.
+
+    Raises:
+        ValueError: when first used, if the ends do not hold.
     """
 
     mu: Curve
     sigma: Curve
+    end_tolerance: float = 1e-2
+    seen: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def sample(self, x0: Points, x1: Points, t: Times) -> PathSample:
         """The point x_t and its velocity, with no division: the derivative of (4).
@@ -113,12 +135,20 @@ class GaussianPath:
             t: times in [0, 1], (B,) or ().
         """
         require_pair(x0, x1, t)
+        self.require_ends(x1, t)
         mu, d_mu, sigma, d_sigma = self.curves(x1, t)
         return PathSample(mu + sigma * x0, d_mu + d_sigma * x0, t, x0, x1, None)
 
     def velocity(self, xt: Points, x1: Points, t: Times) -> Points:
-        """u_t(x | x1), equation (5)."""
+        """u_t(x | x1), equation (5).
+
+        Raises:
+            ValueError: shapes differ, t lies outside [0, 1], or no noise is left at t.
+        """
+        require_pair(xt, x1, t)
+        self.require_ends(x1, t)
         mu, d_mu, sigma, d_sigma = self.curves(x1, t)
+        require_width(sigma, t)
         return d_sigma / sigma * (xt - mu) + d_mu
 
     def curves(self, x1: Points, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,22 +160,48 @@ class GaussianPath:
         def sigma(t: Tensor) -> Tensor:
             return expand_like(self.sigma(x1, t), x1)
 
-        return mu(t), derivative(mu, t), sigma(t), derivative(sigma, t)
+        mean, scale = mu(t), sigma(t)
+        require_like("mu(x1, t)", mean, "x1", x1)
+        if scale.ndim and scale.shape[0] != len(x1):
+            raise ValueError(
+                f"sigma(x1, t) {tuple(scale.shape)} must be one scale, (), or one for each of {len(x1)} points"
+            )
+        return mean, derivative(mu, t), scale, derivative(sigma, t)
+
+    def require_ends(self, x1: Points, t: Times) -> None:
+        """Look at both ends once: at every step the answer would make the host wait for a device."""
+        if self.seen:
+            return
+        for end, mean, scale in ((0.0, torch.zeros_like(x1), 1.0), (1.0, x1, 0.0)):
+            time = torch.full_like(t, end)
+            apart = float((self.mu(x1, time) - mean).abs().max() / x1.abs().max().clamp(min=1))
+            wide = float((self.sigma(x1, time) - scale).abs().max())
+            for name, wanted, off in (("mu", "x1" if end else "0", apart), ("sigma", scale, wide)):
+                if not off <= self.end_tolerance:
+                    raise ValueError(
+                        f"{name}(x1, {end:g}) is {off:.4g} off, but a path from the source at t = 0 to the data at "
+                        f"t = 1 needs {wanted} there, within end_tolerance={self.end_tolerance:g}"
+                    )
+        self.seen.append(True)
 
 
 def require_pair(x0: Tensor, x1: Tensor, t: Tensor) -> None:
-    if x0.shape != x1.shape:
-        raise ValueError(
-            f"x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} must have one shape (B, *S)"
-        )
-    if t.shape not in ((), x1.shape[:1]):
-        raise ValueError(
-            f"t {tuple(t.shape)} must be one time, (), or one for each sample, ({len(x1)},)"
-        )
-    # elsewhere the answer would make the host wait for the device at every step
-    if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(f"t from {float(t.min()):g} to {float(t.max()):g} must lie in [0, 1]")
+    require_like("x0", x0, "x1", x1)
+    require_times(t, len(x1))
 
 
-def missing_noise(schedule: Schedule) -> str:
-    return f"{schedule} has gamma > 0: pass eps, standard normal noise like x1"
+def require_noise(schedule: Schedule, eps: Tensor | None, x: Tensor) -> None:
+    if not schedule.has_gamma:
+        return
+    if eps is None:
+        raise ValueError(f"{schedule} has gamma > 0: pass eps, standard normal noise like x1")
+    require_like("eps", eps, "the points", x)
+
+
+def require_width(width: Tensor, t: Tensor) -> None:
+    # elsewhere the answer would make the host wait for the device
+    if width.device.type == "cpu" and not bool((width > 0).all()):
+        raise ValueError(
+            f"no noise is left on the path at t={float(t.max()):g}, so x_t = x1 and its velocity does not follow "
+            "from x_t: stay before that time, or take `sample`, which knows x0"
+        )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fmlightning.flow.paths import PathSample
 from fmlightning.flow.schedules import MARGIN, Schedule
-from fmlightning.flow.shapes import Points, Times, expand_like
+from fmlightning.flow.shapes import Points, Times, expand_like, require_like, require_times
 
 Prediction = Literal["velocity", "data", "noise", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
@@ -90,8 +90,9 @@ def to_velocity(
     """The velocity that a prediction stands for, equation (2).
 
     Raises:
-        ValueError: the conversion does not exist at t.
+        ValueError: shapes differ, t lies outside [0, 1], or the conversion does not exist at t.
     """
+    require_prediction(prediction, xt, t)
     if predicts == "velocity":
         return prediction
     a, b = velocity_coefficients(predicts, schedule, t)
@@ -105,9 +106,10 @@ def to_endpoints(
     """The data point and the noise that a prediction stands for, equation (1).
 
     Raises:
-        ValueError: the conversion does not exist at t.
+        ValueError: shapes differ, t lies outside [0, 1], or the conversion does not exist at t.
     """
     check(predicts)
+    require_prediction(prediction, xt, t)
     alpha, std = schedule.alpha(t), schedule.std(t)
     if predicts == "velocity":
         d_alpha, d_std = schedule.d_alpha(t), schedule.d_std(t)
@@ -133,6 +135,11 @@ def domain(predicts: Prediction, schedule: Schedule) -> tuple[float, float]:
     a, b = velocity_coefficients(predicts, schedule, ends)
     exists = (a.isfinite() & b.isfinite()).tolist()
     return low if exists[0] else max(low, MARGIN), high if exists[1] else min(high, 1 - MARGIN)
+
+
+def require_prediction(prediction: Tensor, xt: Tensor, t: Tensor) -> None:
+    require_like("the prediction", prediction, "xt", xt)
+    require_times(t, len(xt))
 
 
 def require_finite(

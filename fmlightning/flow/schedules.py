@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmlightning.flow.shapes import Times
+from fmlightning.flow.shapes import Times, require_interval
 
 MARGIN = 1e-3
 """Distance from a singular end at which training and sampling stop, unless another is asked for."""
@@ -455,7 +455,8 @@ class Curves(Schedule):
             and the floor of a diffusion path, and refuses curves that are swapped.
 
     Raises:
-        ValueError: the ends do not hold.
+        ValueError: the ends do not hold, the ratio alpha / sigma falls on the way, or the interval is no part of
+            [0, 1].
     """
 
     def __init__(
@@ -468,6 +469,7 @@ class Curves(Schedule):
     ) -> None:
         self.curves = {"alpha": alpha, "sigma": sigma}
         self.interval = interval
+        require_interval(interval)
         for name, ends in (("alpha", (0.0, 1.0)), ("sigma", (1.0, 0.0))):
             for t, expected in zip((0.0, 1.0), ends, strict=True):
                 value = float(self.curves[name](torch.tensor(t, dtype=torch.float64)))
@@ -476,6 +478,7 @@ class Curves(Schedule):
                         f"{name}({t:g}) = {value:.4g}, but a path from the source at t = 0 to the data at t = 1 "
                         f"needs {expected:g} there, within end_tolerance={end_tolerance:g}"
                     )
+        require_rise(self)
 
     def __repr__(self) -> str:
         return f"Curves(interval={self.interval})"
@@ -491,6 +494,20 @@ class Curves(Schedule):
 
     def d_sigma(self, t: Times) -> Times:
         return derivative(self.curves["sigma"], t)
+
+
+def require_rise(schedule: Schedule, count: int = 1000) -> None:
+    """Refuse a signal-to-noise ratio that falls: one ratio would be two times, and more data less."""
+    t = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    # an angle rather than the ratio, which is infinite at the end
+    angle = torch.atan2(schedule.alpha(t).expand_as(t), schedule.sigma(t).expand_as(t))
+    falls = ~(angle.diff() >= -1e-9)  # rounding, or nan
+    if bool(falls.any()):
+        k = int(falls.nonzero()[0])
+        raise ValueError(
+            f"the ratio alpha / sigma falls between t = {float(t[k]):g} and {float(t[k + 1]):g}: a path goes from "
+            "noise to data and never back. Choose curves with alpha / sigma increasing."
+        )
 
 
 def derivative(curve: Curve, t: Times) -> Tensor:

@@ -26,12 +26,12 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from fmlightning.flow.fields import at, noise_to_score
+from fmlightning.flow.fields import at, noise_to_score, require_score
 from fmlightning.flow.keys import Rows
-from fmlightning.flow.ode import Counted, Solution, require_finite, saved_times
+from fmlightning.flow.ode import Counted, Solution, require_ends, require_finite, saved_times
 from fmlightning.flow.predictions import to_endpoints
 from fmlightning.flow.schedules import MARGIN, Schedule
-from fmlightning.flow.shapes import Field, Points, Times
+from fmlightning.flow.shapes import Field, Points, Times, require_interval
 from fmlightning.flow.sources import Source
 from fmlightning.flow.steps import Step, walk
 from fmlightning.flow.times import TimeGrid, UniformGrid
@@ -50,7 +50,13 @@ class Diffusion(ABC):
         """g^2."""
 
     def at(self, t: float) -> float:
-        return float(self.squared(torch.tensor(t, dtype=torch.float64)))
+        value = float(self.squared(torch.tensor(t, dtype=torch.float64)))
+        if not 0 <= value < math.inf:
+            raise ValueError(
+                f"{self} has g^2 = {value:g} at t={t:g}, as at the singular end of a path. Name an interval without "
+                f"that time, for example ({MARGIN:g}, {1 - MARGIN:g}), or use Vanishing()."
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,7 @@ class PathDiffusion(Diffusion):
     def __post_init__(self) -> None:
         require_interval(self.interval)
         for t in self.interval:
-            value = self.at(t)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"the path's own diffusion has g^2 = {value:g} at t={t:g}: {self.schedule} is singular there. "
-                    f"Name an interval without that end, for example ({MARGIN:g}, {1 - MARGIN:g}), or use Vanishing()."
-                )
+            self.at(t)
 
     def squared(self, t: Times) -> Times:
         s = self.schedule
@@ -189,16 +190,7 @@ class SameMarginals:
     diffusion: Diffusion = field(default_factory=Vanishing)
 
     def __post_init__(self) -> None:
-        if not self.source.gaussian:
-            raise ValueError(
-                f"source {self.source} is not Gaussian: its score does not follow from the velocity, so no SDE is "
-                "known to share its marginals. Use the Gaussian source, or an ODE solver."
-            )
-        if not self.independent:
-            raise ValueError(
-                "independent=False: under a coupling of x0 and x1, such as optimal transport, the score does not "
-                "follow from the velocity. Train with the independent coupling, or use an ODE solver."
-            )
+        require_score(self.source, self.independent)
 
     def drift(self, field: Field, x: Points, t: Tensor, g2: float) -> Points:
         v = field(x, t)
@@ -269,6 +261,7 @@ class SDESolver:
             SolverError: the state is not finite.
             ValueError: the rows do not match x, or the interval is empty or descending.
         """
+        require_ends(field, t0, t1)
         if not t0 < t1:
             raise ValueError(f"an SDE runs forwards, but t0={t0:g} is not before t1={t1:g}")
         if len(rows.index) != len(x):
@@ -316,11 +309,5 @@ def kick(x: Points, rows: Rows, stream: int, variance: float) -> Points:
 
 
 def require_strength(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"{name}={value} must not be negative; 0 gives the ODE")
-
-
-def require_interval(interval: tuple[float, float]) -> None:
-    low, high = interval
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"interval={interval} must satisfy 0 <= low < high <= 1")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value} must be finite and not negative; 0 gives the ODE")

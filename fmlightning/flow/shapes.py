@@ -3,7 +3,8 @@
     B   samples in a batch          *S  the shape of one sample: (D,) or (C, H, W)
 
 `t` is one time for the whole batch, shape (), or one for each sample, shape (B,).
-The aliases are read by people and type checkers, and checked at run time while the tests run.
+The aliases are read by people and type checkers, and checked at run time while the tests run; what would be
+broadcast without a word is refused at all times, by the functions below.
 """
 
 from collections.abc import Callable
@@ -27,3 +28,43 @@ def expand_like(c: Times, x: Tensor) -> Tensor:
     image whose width equals the batch size.
     """
     return c if c.ndim == 0 else c.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def require_like(name: str, value: Tensor, other: str, x: Tensor) -> None:
+    """Refuse a tensor of another shape: (B, 1) or (1, D) would be broadcast to (B, D) without a word."""
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{name} {tuple(value.shape)} must have the shape of {other} {tuple(x.shape)}"
+        )
+
+
+def require_times(t: Tensor, batch: int | None = None) -> None:
+    """Refuse times of another shape than () or (B,), or outside [0, 1].
+
+    The values are looked at on the CPU alone: elsewhere the answer would make the host wait for the device at
+    every step, so that solvers check their ends beforehand (`require_time`).
+    """
+    if t.ndim and t.shape != (batch,):
+        raise ValueError(
+            f"t {tuple(t.shape)} must be one time, (), or one for each of {batch} samples, ({batch},)"
+        )
+    if t.device.type != "cpu" or not t.numel():
+        return
+    low, high = (float(end) for end in t.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"t from {low:g} to {high:g} must lie in [0, 1], from the source to the data"
+        )
+
+
+def require_time(name: str, t: float) -> None:
+    """Refuse a number that is no time of a path."""
+    if not 0 <= t <= 1:
+        raise ValueError(f"{name}={t:g} must lie in [0, 1], from the source to the data")
+
+
+def require_interval(interval: tuple[float, float]) -> None:
+    """Refuse what is no part of [0, 1]."""
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"interval={interval} must satisfy 0 <= low < high <= 1")

@@ -7,7 +7,7 @@ from one generator (`sample`), or row by row from keyed streams (`rows`), where 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -83,3 +83,39 @@ class Gaussian(Source):
     def log_prob(self, x: Points) -> PerSample:
         x = x.flatten(1)
         return -0.5 * (x.square().sum(1) + x.shape[1] * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Source):
+    """Points that come with the data: sample k starts at the k-th of them, in turn.
+
+    Training takes each x0 from its batch, beside the x1 that it belongs to; sampling starts from the points held here.
+
+    Args:
+        points: held-out x0, (N, *S); none where the data has not been read.
+    """
+
+    points: Tensor = field(repr=False)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.points.shape[1:])
+
+    def transform(self, u: Tensor, z: Tensor) -> Tensor:
+        """Nothing is drawn.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("x0 comes with the data: there is no law to draw it from")
+
+    def rows(
+        self, rows: Rows, event_shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        if not len(self.points):
+            raise ValueError(
+                "x0 comes with the data, and this model was loaded without it: give x0 to the solver yourself"
+            )
+        self.check((len(rows.index), *event_shape))
+        chosen = rows.index.to(self.points.device) % len(self.points)
+        return self.points[chosen].to(rows.index.device, dtype)

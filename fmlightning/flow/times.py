@@ -219,6 +219,11 @@ class TimeGrid(ABC):
         low, high = min(t0, t1), max(t0, t1)
         grid = low + (high - low) * self.warp(s)
         grid[0], grid[-1] = low, high  # exactly: solvers compare the ends
+        if not bool((grid.diff() > 0).all()) and low < high:
+            raise ValueError(
+                f"{self} does not increase over {num_steps} steps from {low:g} to {high:g}: take fewer steps, or "
+                "milder settings"
+            )
         return grid if t0 <= t1 else grid.flip(0)
 
 

@@ -90,6 +90,38 @@ def test_particles_are_the_same_up_to_scale_all_along(trained, sampled):
     torch.testing.assert_close(new.x, old.x, rtol=0, atol=1e-6)
 
 
+FLAT = {
+    "square to linear": (Polynomial(2.0), Linear()),
+    "square to cosine": (Polynomial(2.0), Trigonometric()),
+    "cube to square": (Polynomial(3.0), Polynomial(2.0)),
+    "curves to linear": (SCHEDULES[-1], Linear()),
+}
+
+
+@pytest.mark.parametrize(("trained", "sampled"), FLAT.values(), ids=FLAT.keys())
+def test_a_path_that_starts_flat_has_the_same_ends(trained, sampled):
+    """t' is 0 / 0 or infinite at the start, where the field has a limit."""
+    field = Reparametrised(exact(trained), sampled)
+    assert field.interval == (0, 1)
+    assert field.floor == 0
+    solver = ODESolver("dopri5", rtol=1e-7, atol=1e-7)
+    ours, theirs = (solver.solve(f, noise()).x for f in (field, exact(trained)))
+    # EDGE times a step of the solver; it would be 6e-3 from noise alone at a margin of 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    truth = MIXTURE.along(sampled).velocity(noise(), torch.zeros((), dtype=torch.float64))
+    start = field(noise(), torch.zeros((), dtype=torch.float64))
+    # EDGE times the slope of the field in time
+    torch.testing.assert_close(start, truth, rtol=0, atol=2e-3)
+
+
+def test_no_number_is_made_up_outside_the_interval():
+    """On a device nothing is looked at, and the velocity is nan there."""
+    field = Reparametrised(exact(VariancePreserving()), Linear())
+    field.outside = lambda r: (r < field.interval[0]) | (r > field.interval[1])
+    r = torch.tensor([1e-3, 0.5, 0.9999], dtype=torch.float64)
+    assert field(noise(3), r).isnan().all(1).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("sampled", [Linear(), Trigonometric()], ids=repr)
 def test_a_narrower_range_starts_late_and_carries_its_marginal_to_the_same_end(sampled):
     """Diffusion-trained: drawn from the right marginal at the late start, particles end alike."""

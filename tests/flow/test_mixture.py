@@ -292,11 +292,61 @@ def test_precision_follows_the_points_even_under_autocast():
         ([0.5, 0.5], [0.0, 1.0], 1.0, "do not match"),
         ([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0, 1.0], "stds"),
         ([float("nan"), 0.5], [[0.0], [1.0]], 1.0, "sum to one"),
+        ([0.5, 0.5], [[0.0], [float("nan")]], 1.0, "means must be finite"),
+        ([0.5, 0.5], [[0.0], [float("inf")]], 1.0, "means must be finite"),
+        ([0.5, 0.5], [[0.0], [1.0]], float("nan"), "stds must be finite"),
+        ([0.5, 0.5], [[0.0], [1.0]], float("inf"), "stds must be finite"),
     ],
 )
 def test_a_mixture_that_is_none_is_refused(weights, means, stds, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(weights, means, stds)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("K", [3, 10, 1000])
+def test_weights_are_not_refused_for_their_rounding(K, dtype):
+    """They sum to one in the precision they come in, and exactly in the one they are used in."""
+    weights = torch.rand(K, generator=generator("rounding"), dtype=F64) + 0.1
+    weights = (weights / weights.sum()).to(dtype)
+    for precision in (dtype, F64):
+        mixture = GaussianMixture(weights, torch.arange(K).to(precision)[:, None], 0.5)
+        law = mixture.along(Linear()).law(0.5)
+        assert float(law.weights.sum()) == pytest.approx(1, abs=1e-14)
+        assert float(mixture.to(scalar(0.0)).weights.sum()) == pytest.approx(1, abs=1e-14)
+        close = torch.finfo(dtype).eps  # of the weights' own rounding, and of their sum
+        torch.testing.assert_close(law.weights, weights.double(), rtol=2 * close, atol=0)
+
+
+def test_weights_that_are_off_by_more_than_rounding_are_refused():
+    with pytest.raises(ValueError, match="sum to one"):
+        GaussianMixture(torch.tensor([0.5, 0.48], dtype=torch.bfloat16), [[0.0], [1.0]], 1.0)
+    with pytest.raises(ValueError, match="sum to one"):
+        GaussianMixture([0.5, 0.499], [[0.0], [1.0]], 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_points_are_answered_or_refused_however_far_away(dtype):
+    """Far out the widest component rules, x1 is a part of x, and what cannot be squared is refused."""
+    path, t = PLANE.along(Linear()), torch.tensor(0.5, dtype=dtype)
+    k = int(PLANE.stds.argmax())
+    V = 0.25 * PLANE.stds[k] ** 2 + 0.25
+    for far in (1e6, 1e12, 1e18):
+        x = torch.tensor([[far, -0.3 * far], [0.1, 0.2]], dtype=dtype)
+        slope = float((0.5 * PLANE.stds[k] ** 2 - 0.5) / V)
+        # the means, of size one, are lost beside a million
+        torch.testing.assert_close(path.velocity(x, t)[0], slope * x[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(path.score(x, t)[0], -x[0] / float(V), rtol=1e-5, atol=0)
+        assert path.data(x, t).isfinite().all()
+        assert path.divergence(x, t).isfinite().all()
+    x = torch.full((2, 2), 1e20 if dtype == torch.float32 else 1e160, dtype=dtype)
+    message = {
+        torch.float32: "overflows float32.*or float64",
+        F64: "overflows float64: pass nearer",
+    }
+    for name in ("velocity", "score", "log_prob", "responsibilities"):
+        with pytest.raises(ValueError, match=message[dtype]):
+            getattr(path, name)(x, t)
 
 
 @pytest.mark.parametrize("t", [-0.1, 1.001, float("nan")])

@@ -59,17 +59,22 @@ def test_score_from_the_velocity_is_the_gradient_of_log_p(schedule, t):
     torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-9)
 
 
+def gaussian_field(path, predicts):
+    network, trained = OracleNetwork(path, predicts), {"source": Gaussian(), "independent": True}
+    return NetworkField(network, path.schedule, predicts, **trained)
+
+
 @pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
 def test_every_network_field_knows_its_score(predicts):
     path, x = MIXTURE.along(Linear()), start(50)
-    field = NetworkField(OracleNetwork(path, predicts), Linear(), predicts)
+    field = gaussian_field(path, predicts)
     t = torch.tensor(0.6, dtype=torch.float64)
     torch.testing.assert_close(field.score(x, t), path.score(x, t), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("predicts", ["velocity", "noise"])
 def test_a_score_at_the_data_end_is_refused(predicts):
-    field = NetworkField(OracleNetwork(MIXTURE.along(Linear()), predicts), Linear(), predicts)
+    field = gaussian_field(MIXTURE.along(Linear()), predicts)
     with pytest.raises(ValueError, match="t=1"):
         field.score(start(3), torch.tensor(1.0, dtype=torch.float64))
 

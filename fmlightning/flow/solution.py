@@ -1,0 +1,43 @@
+"""What an integration returns, or fails with."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+Mask = Bool[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What an integration returns.
+
+    Attributes:
+        x: the state at the end, (B, *S).
+        nfe: how often the field was called.
+        times: the times of `states`, (K,), in float64.
+        states: the states at the times asked for, (K, B, *S); K = 0 if none were.
+    """
+
+    x: Tensor
+    nfe: int
+    times: Tensor
+    states: Tensor
+
+    @property
+    def failed(self) -> Mask:
+        """The samples that could not be integrated, where the solver does not raise for them, (B,)."""
+        return ~self.x.flatten(1).isfinite().all(1)
+
+
+class SolverError(RuntimeError):
+    """The integration failed: what the solver was doing, when, and with which samples.
+
+    Attributes:
+        suspects: the samples that seem to have stopped it, (B,); None where nothing is known of them.
+        nfe: how often the field was called until then.
+    """
+
+    def __init__(self, message: str, suspects: Mask | None = None, nfe: int = 0) -> None:
+        super().__init__(message)
+        self.suspects, self.nfe = suspects, nfe
