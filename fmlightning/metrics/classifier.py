@@ -1,17 +1,26 @@
-"""A small classifier of images: the judge of whether a generated digit is the one that was asked for."""
+"""A small classifier of images: the judge of whether a generated digit is the one that was asked for.
+
+It is trained once on the reference, seeded, and kept in a file named by the data and by this module's own text.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmlightning.flow.keys import Key
+from fmlightning.flow.levels import quantise
 from fmlightning.flow.seeding import seeded
+from fmlightning.metrics.cache import cached
+from fmlightning.metrics.features import FeatureNetwork, Layers, Pixels
+from fmlightning.metrics.real import Real
 
 
-class Classifier(nn.Module):
+class Classifier(FeatureNetwork):
     """Two convolutions and two linear layers; `features` is the layer before the last.
 
     Args:
@@ -20,7 +29,9 @@ class Classifier(nn.Module):
         levels: pixel values run from 0 to levels - 1.
     """
 
+    name = "digits"
     num_features = 64
+    batch_size = 256
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, levels: int) -> None:
         super().__init__()
@@ -41,9 +52,38 @@ class Classifier(nn.Module):
         """The features of integer images, (B, 64)."""
         return self.features(pixels.float() * self.scale)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """The logits of integer images, (B, num_classes)."""
+    def shown(self, pixels: Pixels, levels: int) -> Pixels:
+        """Grey levels, as in training."""
+        return pixels
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Those of integer images, (B, num_classes)."""
         return self.head(self.embed(pixels))
+
+    def forward(self, images: Pixels) -> Layers:
+        features = self.embed(images)
+        return {"features": features, "logits": self.head(features)}
+
+
+def classifier_of(real: Real, device: torch.device) -> Classifier:
+    """The classifier of a data set's reference, trained now or before."""
+    shape, levels = real.outline("reference")["x1"].shape[1:], real.levels
+    assert levels is not None
+    with seeded(Key(0)):  # weights that are drawn and thrown away
+        network = Classifier((shape[0], shape[1], shape[2]), real.num_classes, levels)
+
+    def trained() -> dict[str, Tensor]:
+        samples = real.eval_samples("reference")
+        pixels, y = quantise(samples["x1"], levels).cpu(), samples["y"].cpu()
+        return train_classifier(pixels, y, levels, real.num_classes).state_dict()
+
+    name = None
+    if real.fingerprint is not None:
+        settings = f"{real.fingerprint}{levels}{real.num_classes}{torch.__version__}"
+        text = settings.encode() + Path(__file__).read_bytes()
+        name = f"classifier-{real.fingerprint[:24]}-{sha256(text).hexdigest()[:24]}"
+    network.load_state_dict(cached(name, trained, device))
+    return network.eval().requires_grad_(False)
 
 
 @contextmanager
@@ -82,7 +122,9 @@ def train_classifier(
         order = torch.randperm(len(pixels), generator=key.fold(epoch).generator())
         for rows in order.split(batch_size):
             optimizer.zero_grad()
-            F.cross_entropy(network(pixels[rows]), labels[rows], label_smoothing=0.05).backward()
+            F.cross_entropy(
+                network.logits(pixels[rows]), labels[rows], label_smoothing=0.05
+            ).backward()
             optimizer.step()
             scheduler.step()
     return network.eval().requires_grad_(False)

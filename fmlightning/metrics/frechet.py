@@ -1,66 +1,50 @@
 r"""The Frechet distance between the features of generated and of real images.
 
-    d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))                                    (1)
+With the features of the Inception network as torch-fidelity defines them this is the FID, and with its spatial
+features the sFID. With any other features it is neither, and it is never called so here.
+The value falls with the number of samples, so that number is part of its name: `fid@50000`. To first order
 
-for the means m and covariances S of the features. With the features of the Inception network as torch-fidelity
-defines them this is the FID. With any other features it is not, and it is never called so here.
-The value falls with the number of samples, so that number is part of its name: `fid@50000`.
+    E d_n = d_inf + c / n                                                                  (1)
 
-Source: Heusel et al. 2017, arXiv:1706.08500.
+and d_inf is the intercept of a line through the distances of subsets, against 1 / n.
+
+Source: Heusel et al. 2017, arXiv:1706.08500; (1) Chong and Forsyth 2020, arXiv:1911.07023:
+15 sizes from n / 10 to n.
 """
 
-import io
-import os
 import warnings
-from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
+from torchmetrics import MeanMetric
 
-from fmlightning.flow.levels import quantise
-from fmlightning.flow.shapes import Labels, Points
-from fmlightning.metrics.classifier import Classifier, train_classifier
-from fmlightning.metrics.judge import Judge
+from fmlightning.flow.keys import Key
+from fmlightning.flow.shapes import Labels
+from fmlightning.metrics.classifier import Classifier
+from fmlightning.metrics.collectors import Features, Kept, Moments
+from fmlightning.metrics.feature_judge import Choice, FeatureJudge, size_of
+from fmlightning.metrics.features import FeatureNetwork, Layers
+from fmlightning.metrics.gaussian import Gaussian, frechet_distance
+from fmlightning.metrics.real import Real
 
-WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-VARIABLE = "FMLIGHTNING_INCEPTION"
-
-
-class Inception(nn.Module):
-    """The 2,048 pooled features of Inception-v3, from bytes, with torch-fidelity's TF1 resize.
-
-    Args:
-        weights: file of torch-fidelity's weights; read with `weights_only=True`, so it runs no code.
-    """
-
-    num_features = 2048
-
-    def __init__(self, weights: Path) -> None:
-        super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        # torch-fidelity would unpickle the file as it is; it gets a copy that has been read safely
-        safe = io.BytesIO()
-        torch.save(torch.load(weights, weights_only=True, map_location="cpu"), safe)
-        safe.seek(0)
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], safe).eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 images (B, 1 or 3, H, W)."""
-        return self.network(images.expand(-1, 3, -1, -1))[0]
+NAMES = {"inception": "fid", "spatial": "sfid"}
+SIZES = 15
+COVERED = 0.95
 
 
-class Frechet(Judge):
+class Frechet(FeatureJudge):
     """The Frechet distance to the training images, beside that of held-out real ones.
 
     Args:
-        features: `inception` gives `fid@N`; `digits`, the features of a small classifier trained here on the
-            training images, gives `frechet_digits@N` and the classifier's accuracy on the classes asked for;
-            `auto` is inception where its weights are found and digits otherwise.
+        features: `inception` gives `fid@N`, and `spatial` `sfid@N`; `digits`, the features of a small classifier
+            trained here on the training images, gives `frechet_digits@N` and the classifier's accuracy on the classes
+            asked for; `auto` is inception where its weights are found and digits otherwise; or a network of one's own.
         num_samples: N, at most the number of held-out images if their score is to stand beside it.
         weights: file of Inception weights; by default $FMLIGHTNING_INCEPTION, then the cache of torch.hub.
+        sha256: digest that this file must have; by default it begins as the published one does.
+        extrapolate: whether to give d_inf of (1) too, as `fid@inf`.
+        bootstrap: resamplings of the generated images for an interval that covers 95 %, `fid@N_low` to `fid@N_high`;
+            0 for none. With either of these two, N features are held in memory rather than their moments.
     """
 
     correct: Tensor
@@ -68,151 +52,131 @@ class Frechet(Judge):
 
     def __init__(
         self,
-        features: Literal["auto", "inception", "digits"] = "auto",
+        features: Choice | FeatureNetwork = "auto",
         num_samples: int = 350,
         weights: str | None = None,
+        sha256: str | None = None,
+        extrapolate: bool = False,
+        bootstrap: int = 0,
     ) -> None:
-        super().__init__()
-        if num_samples < 2:
-            raise ValueError(f"num_samples={num_samples}: a covariance takes at least 2")
-        self.num_samples = num_samples
-        self.weights = inception_weights(weights)
-        if features == "inception" and self.weights is None:
+        super().__init__(features, num_samples, weights, sha256)
+        if bootstrap < 0:
+            raise ValueError(f"bootstrap={bootstrap} must not be negative")
+        if extrapolate and num_samples < 10 * SIZES:
             raise ValueError(
-                f"features='inception' needs the file {WEIGHTS} of torch-fidelity: put it in "
-                f"{hub_folder()}, name it in ${VARIABLE} or in weights, or choose features='digits'"
+                f"extrapolate=true takes num_samples of {10 * SIZES} or more, not {num_samples}"
             )
-        self.inception = features == "inception" or (
-            features == "auto" and self.weights is not None
-        )
-        self.name = "fid" if self.inception else "frechet_digits"
+        self.extrapolate, self.bootstrap = extrapolate, bootstrap
+        self.name = self.named(NAMES, "frechet")
         self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("labelled", torch.tensor(0), dist_reduce_fx="sum")
 
-    def prepare(
-        self,
-        reference: Points,
-        held_out: Points,
-        labels: tuple[Labels, Labels] | None,
-        levels: int | None,
-    ) -> None:
-        self.check(reference, labels[0] if labels else None, levels)
-        assert levels is not None
-        self.levels = levels
-        self.classifier: Classifier | None = None
-        if self.inception:
-            assert self.weights is not None
-            network: nn.Module = Inception(self.weights)
-        else:
-            assert labels is not None
-            pixels = quantise(reference, levels)
-            self.classifier = train_classifier(pixels, labels[0], levels, int(labels[0].max()) + 1)
-            network = Embedding(self.classifier)
-        if self.num_samples <= network.num_features:  # type: ignore[operator]
+    @property
+    def classifier(self) -> Classifier | None:
+        return self.network if isinstance(self.network, Classifier) else None
+
+    def learn(self, real: Real) -> None:
+        width, n = self.widths[self.layer], self.num_samples
+        if n <= width:
             warnings.warn(
-                f"{self.name}@{self.num_samples}: with no more samples than its {network.num_features} features the "
-                "covariance is singular; compare it only with the same number of samples",
+                f"{self.name}@{n}: with no more samples than its {width} features the covariance is singular; compare "
+                "it only with the same number of samples",
                 stacklevel=1,
             )
-        self.frechet = FrechetInceptionDistance(network, reset_real_features=False).to(
-            reference.device
-        )
-        self.frechet.orig_dtype = (
-            torch.float32
-        )  # which `update` sets, and a process without images needs
-        # the states are summed over processes, and every process holds all real images: the first counts them
-        share = slice(None) if first_process() else slice(0)
-        self.take(reference[share], real=True)
-        real = held_out[: self.num_samples]
-        self.real = {}
-        if len(real) == self.num_samples:
-            self.take(real[share], real=False)
-            self.real[f"{self.name}@{len(real)}_real"] = float(self.frechet.compute())
-            self.frechet.reset()
-        if self.classifier is not None and labels is not None:
-            hits = self.hits(held_out, labels[1])
-            self.real[f"accuracy@{len(held_out)}_real"] = float(hits.float().mean())
+        count = size_of(real, "reference")
+        make = lambda: self.gaussian(real, "reference", count)._asdict()  # noqa: E731
+        self.reference = Gaussian(**self.cached(real, "gaussian", make))
+        held_out = size_of(real, "test")
+        if held_out >= n:
+            distance = frechet_distance(self.reference, self.gaussian(real, "test", n))
+            self.real[f"{self.name}@{n}_real"] = distance
+        if self.classifier is not None and real.num_classes:
+            self.real[f"accuracy@{held_out}_real"] = self.real_accuracy(real, held_out)
+        self.generated = self.collector(n, keep=self.extrapolate or self.bootstrap > 0)
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
-        if levels is None or held_out.ndim != 4:
-            raise ValueError(
-                "evaluation.judges: Frechet judges images; for points in the plane use Wasserstein"
-            )
-        if y is None and not self.inception:
-            raise ValueError(
-                "evaluation.judges: Frechet with features=digits trains a classifier and needs labelled data; name "
-                "Inception weights or take labelled data"
-            )
+    def collector(self, count: int, keep: bool = False) -> Moments | Kept:
+        """The features themselves where they are fewer than their moments would be, or where they are asked for."""
+        if keep or count <= self.widths[self.layer]:
+            found: Moments | Kept = Kept()
+        else:
+            found = Moments(self.center())
+        found.to(self.device).update(*self.nothing())
+        return found
 
-    def images(self, x: Points) -> Tensor:
-        """What the feature network sees: grey levels for the classifier, bytes for Inception."""
-        k = quantise(x, self.levels)
-        return (k.float() * (255 / (self.levels - 1))).round().byte() if self.inception else k
+    def center(self) -> Tensor:
+        """A point near the features, the same on every process."""
+        reference = getattr(self, "reference", None)
+        return torch.zeros(self.widths[self.layer]) if reference is None else reference.mean
 
-    def take(self, x: Points, real: bool) -> None:
-        for part in x.split(256) if len(x) else ():
-            self.frechet.update(self.images(part), real=real)
+    def gaussian(self, real: Real, split: str, count: int) -> Gaussian:
+        collector = self.collector(count)
+        for layers, index, _ in self.stream(real, split, count):
+            collector.update(layers[self.layer], index)
+        return as_gaussian(collector.compute())
 
-    @torch.no_grad()
-    def hits(self, x: Points, y: Labels) -> Tensor:
-        assert self.classifier is not None
-        return self.classifier(quantise(x, self.levels)).argmax(1) == y
+    def real_accuracy(self, real: Real, count: int) -> float:
+        hits = MeanMetric().to(self.device)
+        hits.update(*self.nothing()[1:], weight=0)
+        for layers, _, y in self.stream(real, "test", count):
+            assert y is not None
+            hits.update(layers["logits"].argmax(1).eq(y).float())
+        return float(hits.compute())
 
-    def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
-        if not len(x):
-            return
-        if not bool(x.isfinite().all()):
-            raise ValueError("generated images are not finite: no distance is computed")
-        self.take(x, real=False)
+    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+        self.generated.update(layers[self.layer], index)
         if self.classifier is not None and y is not None:
-            self.correct += self.hits(x, y).sum()
+            self.correct += (layers["logits"].argmax(1) == y).sum()
             self.labelled += len(y)
 
     def compute(self) -> dict[str, float]:
-        values = {f"{self.name}@{self.num_samples}": float(self.frechet.compute())}
+        found = self.generated.compute()
+        name = f"{self.name}@{self.num_samples}"
+        distance = frechet_distance(self.reference, as_gaussian(found))
+        values = {name: distance}
+        if isinstance(found, Tensor) and self.bootstrap:
+            low, high = interval(self.reference, found, distance, self.bootstrap)
+            values |= {f"{name}_low": low, f"{name}_high": high}
+        if isinstance(found, Tensor) and self.extrapolate:
+            values[f"{self.name}@inf"] = extrapolated(self.reference, found)
         if self.labelled > 0:
             values[f"accuracy@{int(self.labelled)}"] = float(self.correct / self.labelled)
         return {**values, **self.real}
 
-    def reset(self) -> None:
-        super().reset()
-        if hasattr(self, "frechet"):
-            self.frechet.reset()
+
+def as_gaussian(found: Gaussian | Features) -> Gaussian:
+    return found if isinstance(found, Gaussian) else Gaussian.of(found)
 
 
-class Embedding(nn.Module):
-    """A classifier's features as torchmetrics asks for a feature network."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.num_features = classifier.num_features
-
-    @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.classifier.embed(pixels)
-
-
-def first_process() -> bool:
-    """Whether this is the only process, or the first of several."""
-    distributed = torch.distributed
-    return not (
-        distributed.is_available() and distributed.is_initialized() and distributed.get_rank()
-    )
+def extrapolated(reference: Gaussian, features: Features) -> float:
+    """d_inf of (1), by least squares; it may be negative, as an unbiased estimate of a small number may."""
+    n, device = len(features), features.device
+    sizes = torch.linspace(n / 10, n, SIZES).round().long().tolist()
+    distances = []
+    for number, size in enumerate(sizes):
+        generator = Key(0).fold("extrapolate", number).generator()
+        rows = torch.randperm(n, generator=generator)[:size]
+        distances.append(frechet_distance(reference, Gaussian.of(features[rows.to(device)])))
+    x = 1 / torch.tensor(sizes, dtype=torch.float64)
+    y = torch.tensor(distances, dtype=torch.float64)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return float(y.mean() - slope * x.mean())
 
 
-def hub_folder() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
+def interval(
+    reference: Gaussian, features: Features, distance: float, resamplings: int
+) -> tuple[float, float]:
+    """What the distance at this n may be for other samples of the model: the spread under resampling.
 
-
-def inception_weights(path: str | None) -> Path | None:
-    """The file of Inception weights, or None if there is none where one is looked for.
-
-    Raises:
-        ValueError: a file that was named does not exist.
+    Resampling repeats images, which adds a bias of its own as large as that of (1): so the spread is taken about its
+    mean.
     """
-    named = path or os.environ.get(VARIABLE)
-    if named and not Path(named).is_file():
-        raise ValueError(f"weights={named}: no such file; it should be {WEIGHTS} of torch-fidelity")
-    found = Path(named) if named else hub_folder() / WEIGHTS
-    return found if found.is_file() else None
+    n, device = len(features), features.device
+    distances = []
+    for number in range(resamplings):
+        generator = Key(0).fold("bootstrap", number).generator()
+        rows = torch.randint(n, (n,), generator=generator).to(device)
+        distances.append(frechet_distance(reference, Gaussian.of(features[rows])))
+    d = torch.tensor(distances, dtype=torch.float64)
+    ends = torch.tensor(((1 - COVERED) / 2, (1 + COVERED) / 2), dtype=torch.float64)
+    low, high = (distance + (d - d.mean()).quantile(ends)).clamp(min=0).tolist()
+    return low, high

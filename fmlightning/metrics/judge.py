@@ -10,12 +10,13 @@ from torchmetrics import Metric
 from fmlightning.flow.fields import TrainedField
 from fmlightning.flow.shapes import Labels, Points
 from fmlightning.flow.sources import Source
+from fmlightning.metrics.real import Real
 
 
 class Judge(Metric):
     """Scores generated samples, beside the same score of held-out real ones.
 
-    `prepare` is called once with real samples; `update` with the generated ones, in any order and on any
+    `meet`, or `prepare`, is called once with real samples; `update` with the generated ones, in any order and on any
     process; `compute` returns named numbers. A name that ends in `_floor` or `_real` is the score of real
     samples: what a perfect model would reach with as many samples.
     """
@@ -24,6 +25,16 @@ class Judge(Metric):
 
     num_samples: int
     """How many generated samples it wants; 0 for none."""
+
+    def meet(self, real: Real) -> None:
+        """Take the real samples of a DataModule: whole, but for judges of sets that fit into no memory."""
+        reference, held_out = real.eval_samples("reference"), real.eval_samples("test")
+        labels = (reference["y"], held_out["y"]) if "y" in held_out else None
+        self.prepare(reference["x1"], held_out["x1"], labels, real.levels)
+
+    def rests_on(self) -> dict[str, str]:
+        """What the scores depend on beside the samples, by name, for their record."""
+        return {}
 
     @abstractmethod
     def prepare(

@@ -83,6 +83,9 @@ class NegativeLogLikelihood(Judge):
         blocks = torch.arange(len(self.held_out), device=self.device).split(size)
         for block in blocks[rank::world_size]:
             self.update(self.score(field, source, law, block), block)
+        if rank >= len(blocks):  # a process with no share must still say so
+            nothing = torch.zeros(0, 3, dtype=torch.float64, device=self.device)
+            self.update(nothing, blocks[0][:0])
 
     def score(
         self, field: TrainedField, source: Source, law: Source | None, index: Tensor
