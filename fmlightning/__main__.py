@@ -6,6 +6,8 @@ Commands that need no model start without torch.
 import os
 import sys
 
+from fmlightning.allowed import allowing
+
 HELP = """\
 usage: fmlightning COMMAND ...
 
@@ -18,7 +20,11 @@ train (LightningCLI: every option of model, data, trainer and callbacks; --help 
 
 use
   sample RUN --n N        generate samples from a trained run: a picture and an .npz file
+  evaluate RUN            score solvers x NFE x guidance on the same weights and noise: table and figure
+  reproduce RUN           run a finished run again, and say what came out otherwise
+  export RUN --out DIR    weights and config as files that plain torch reads
   verify                  hold the mathematics against closed-form oracles and print the table
+  doctor                  what this machine has, and whether a run trains and resumes on it
 
 look (these start at once)
   ls [DIR]                list the runs below a directory
@@ -27,14 +33,28 @@ look (these start at once)
 
   --version   --help      `fmlightning COMMAND --help` explains one command
   --debug                 with any command: show the traceback of an error
+  --allow MODULE          with any command: let configs name classes of a module of your own, which is then run
+
+exit status of fit: 75 after USR1 or USR2, 143 after TERM, 130 after Ctrl-C; --ckpt_path auto goes on from there
 """
 
 TRAINER = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER, "sample", "verify", "ls", "show", "report")
+COMMANDS = (
+    *TRAINER,
+    "sample",
+    "evaluate",
+    "export",
+    "reproduce",
+    "verify",
+    "doctor",
+    "ls",
+    "show",
+    "report",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, or 2 for an error of the user's."""
+    """Run a command and return its exit status: 0, 1 where it found a fault, or 2 for an error of the user's."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or bool(os.environ.get("FMLIGHTNING_DEBUG"))
     argv = [a for a in argv if a != "--debug"]
@@ -47,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fmlightning {__version__}")
         return 0
     try:
+        if argv[0] != "reproduce":  # hands it on to the command it starts
+            modules, argv = split_allow(argv)
+            with allowing(modules):
+                return run(argv[0], argv[1:])
         return run(argv[0], argv[1:])
     except KeyboardInterrupt:
         return 130
@@ -57,7 +81,30 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def split_allow(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--allow` names, and the other arguments."""
+    modules, others, words = [], [], iter(argv)
+    for word in words:
+        if word == "--allow" or word.startswith("--allow="):
+            modules.append(word.partition("=")[2] or next(words, ""))
+        else:
+            others.append(word)
+    return modules, others
+
+
 def run(command: str, argv: list[str]) -> int:
+    if command in TRAINER:  # what is wrong with a file is said before torch is loaded
+        from fmlightning.config_files import check_files, with_config
+
+        command, *argv = with_config([command, *argv])
+        check_files(argv)
+    if command == "fit":
+        from fmlightning.signals import listening
+
+        with listening():  # from here, because the next import takes seconds
+            from fmlightning.cli import train
+
+            return train([command, *argv])
     if command in TRAINER:
         from fmlightning.cli import train
 
@@ -66,10 +113,26 @@ def run(command: str, argv: list[str]) -> int:
         from fmlightning.sample import main as sample
 
         return sample(argv)
+    if command == "export":
+        from fmlightning.export import main as export
+
+        return export(argv)
+    if command == "evaluate":
+        from fmlightning.evaluate import main as evaluate
+
+        return evaluate(argv)
     if command == "verify":
         from fmlightning.verify import main as verify
 
         return verify(argv)
+    if command == "reproduce":
+        from fmlightning.reproduce import main as reproduce
+
+        return reproduce(argv)
+    if command == "doctor":
+        from fmlightning.doctor import main as doctor
+
+        return doctor(argv)
     if command in ("ls", "show", "report"):
         from fmlightning import report
 
@@ -85,7 +148,15 @@ def is_users(error: Exception) -> bool:
     """Whether an error is about what was asked for, and so needs a message and not a traceback."""
     names = {cls.__name__ for cls in type(error).__mro__}
     return bool(
-        names & {"ValueError", "OSError", "MisconfigurationException", "SolverError", "YAMLError"}
+        names
+        & {
+            "ValueError",
+            "OSError",
+            "MisconfigurationException",
+            "SolverError",
+            "NonFiniteError",
+            "YAMLError",
+        }
     )
 
 

@@ -2,24 +2,27 @@
 
 - An unknown option or class is answered with the known one that is closest.
 - A class that takes another's place starts from its own defaults.
-- A config file that cannot be read is named.
+- A class is imported only where `allowed` lets it, wherever its path came from.
 """
 
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn, get_args
 
-import yaml
-from jsonargparse import Namespace, _typehints
+import torch
+from jsonargparse import Namespace, _actions, _typehints, set_parsing_settings
+from jsonargparse._common import parser_context
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
+from fmlightning.allowed import guarded
+from fmlightning.messages import plain
 from fmlightning.metrics.judge import Judge
-from fmlightning.runs import Run
+
+UNKNOWN = "unknown option"
 
 
 def forget_on_change(kept: Callable[..., None]) -> Callable[..., None]:
@@ -41,6 +44,12 @@ def forget_on_change(kept: Callable[..., None]) -> Callable[..., None]:
 _typehints.discard_init_args_on_class_path_change = forget_on_change(
     _typehints.discard_init_args_on_class_path_change
 )
+
+# every import path that a value names goes through these two
+for module in (_typehints, _actions):
+    module.import_object = guarded(module.import_object)  # type: ignore[attr-defined]
+# and an option of any type would build any class
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 class FlowParser(LightningArgumentParser):
@@ -65,30 +74,41 @@ class FlowParser(LightningArgumentParser):
     def hint(self, message: str) -> str:
         """The message, with the known option that is closest to an unknown one."""
         marker = "nrecognized arguments:"
-        if "are required" in message or "is required" in message:
-            return f"{message}. A config gives them: --config configs/toy/moons.yaml"
-        if marker not in message:
-            return shorten(self.name_classes(message))
-        unknown = message.split(marker)[1].split()[0].split("=")[0]
+        missing = re.match(r"the following arguments are required: ([^,\s]+)", message)
+        if missing and not self.exit_on_error:  # the parser of a class
+            return f"--{missing[1]}: must be given"
+        if missing:
+            return f"{message}; {self.remedy()}"
+        no_such = re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message)
+        if marker not in message and not no_such:
+            option = re.sub(r"Option '([^']+)' is not accepted", rf"--\1: {UNKNOWN}", message)
+            words = plain(option, self.known)
+            group = words.split(f": {UNKNOWN}")[0].rpartition(".")[0] if UNKNOWN in words else ""
+            return words + (f"; {group}.help CLASS lists those that a class has" if group else "")
+        unknown = no_such[1] if no_such else message.split(marker)[1].split()[0].split("=")[0]
         known = [o for parser in self.parsers() for a in parser._actions for o in a.option_strings]
-        close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(
+            f"--{unknown}" if no_such else unknown, known, n=1, cutoff=0.5
+        )
         return f"unknown option {unknown}" + (
             f"; did you mean {close[0]}?" if close else "; --help lists them"
         )
 
-    def name_classes(self, message: str) -> str:
-        """The message, with the known classes where a class was misnamed."""
-        wrong = re.search(r"Expected a dot import path string: (\S+)", message)
-        option = re.search(r'Parser key "([^"]+)"', message)
-        if not (wrong and option):
-            return message
+    def remedy(self) -> str:
+        """What to do where an option is missing."""
+        if any(a.dest == "config" for p in self.parsers() for a in p._actions):
+            return "a config gives them: --config configs/toy/moons.yaml"
+        return "--help explains"
+
+    def known(self, option: str) -> list[str]:
+        """The classes that an option may be, of those worth naming."""
         kinds = [
-            t for p in self.parsers() for a in p._actions if a.dest == option[1] for t in classes(a)
+            t for p in self.parsers() for a in p._actions if a.dest == option for t in classes(a)
         ]
-        known = sorted({c.__name__ for kind in kinds for c in subclasses(kind) if ours(c)})
-        close = difflib.get_close_matches(wrong[1], known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"--{option[1]} {wrong[1]}: no such class; {hint}Known: {', '.join(known)}, or a full import path"
+        found = {c for kind in kinds for c in subclasses(kind) if ours(c)} - {torch.optim.Optimizer}
+        if Judge not in kinds:  # judges are modules, and no networks
+            found = {c for c in found if not issubclass(c, Judge)}
+        return sorted(c.__name__ for c in found)
 
     def parsers(self) -> Iterator[Any]:
         yield self
@@ -96,25 +116,18 @@ class FlowParser(LightningArgumentParser):
             yield from (getattr(action, "_name_parser_map", None) or {}).values()
 
 
-def shorten(message: str) -> str:
-    """Of what jsonargparse says about an option that may be several things, what it says about the likely one."""
-    # what is wrong inside an option stands on a line of its own
-    message = re.sub(r'(- Parser key "[^"]+":)\n\s+', r"\1 ", message)
-    errors = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
-    telling = [
-        e
-        for e in errors
-        if not e.startswith(("Expected a <class", "Expected a path", "Does not validate"))
-    ]
-    telling = telling or [
-        e for e in errors if "NoneType" not in e and e.startswith("Expected a <class")
-    ]
-    if not telling:
-        return message
-    option = re.search(r'Parser key "([^"]+)"', message)
-    value = re.search(r"Given value: ([^\n(]{1,80})$", message, re.MULTILINE)
-    start = f"--{option[1]}" + (f" {value[1]}" if value else "") + ": " if option else ""
-    return start + "; ".join(dict.fromkeys(telling))
+def nulls(parser: Any, values: Namespace, top: Any, start: str = "") -> Iterator[str]:
+    """The options that are null though their type has no null; jsonargparse lets them pass."""
+    for action in parser._actions:
+        kind, value = getattr(action, "_typehint", None), values.get(action.dest)
+        optional = kind in (None, Any) or action.default is None or NoneType in get_args(kind)
+        if value is None and not optional and action.dest in values:
+            yield start + action.dest
+        for spec in value if isinstance(value, list) else [value]:
+            if isinstance(spec, Namespace) and spec.get("class_path") and spec.get("init_args"):
+                with parser_context(parent_parser=top):
+                    inner = _typehints.ActionTypeHint.get_class_parser(spec.class_path)
+                yield from nulls(inner, spec.init_args, top, f"{start}{action.dest}.")
 
 
 def classes(action: Any) -> list[type]:
@@ -140,38 +153,3 @@ def ours(kind: type) -> bool:
         return inside and {"x", "t", "y"} <= inspect.signature(kind.forward).parameters.keys()
     named = kind.__module__.startswith(("fmlightning.", "torch.optim."))
     return named and not inspect.isabstract(kind) and not kind.__name__.startswith("_")
-
-
-def config_files(args: list[str]) -> list[str]:
-    """The files that `--config` names."""
-    joined = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    return joined + [b for a, b in pairwise(args) if a in ("-c", "--config")]
-
-
-def check_files(args: list[str]) -> None:
-    """Name the config file that cannot be read, which jsonargparse does not."""
-    for name in config_files(args):
-        try:
-            content = yaml.safe_load(Path(name).read_text())
-        except FileNotFoundError as error:
-            raise ValueError(f"--config {name}: no such file") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"--config {name} is not YAML: {' '.join(str(error).split())}"
-            ) from error
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"--config {name} holds no options: it should be a mapping such as `trainer: {{...}}`"
-            )
-
-
-def with_config(args: list[str]) -> list[str]:
-    """The arguments, and before them the config of the run that `--ckpt_path` names where no config is given."""
-    if config_files(args):
-        return args
-    joined = [a.split("=", 1)[1] for a in args if a.startswith("--ckpt_path=")]
-    apart = [b for a, b in pairwise(args) if a == "--ckpt_path"]
-    for named in (*joined, *apart):
-        if named not in ("auto", "last", "null"):
-            return [args[0], "--config", str(Run.open(named).path / "config.yaml"), *args[1:]]
-    return args

@@ -4,6 +4,7 @@ Each function returns a matplotlib Figure, drawn without a display and without p
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,19 +102,38 @@ def image_grid(
     Args:
         generated: images in [-1, 1], (N, C, H, W).
         real: the same for real images.
-        names: of the columns.
+        names: of the classes, shown where they take turns in the columns.
         columns: images in a row.
     """
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    shown = columns if names and columns % len(names) == 0 else 0
+    labels = [names[i % len(names)] for i in range(shown)]
+    upright = max(map(len, labels), default=0) > 3
+    figure = Figure(figsize=(10, 6.2 if upright else 5.4), layout="constrained")
     for axis, (title, images) in zip(
         figure.subplots(1, 2), (("generated", generated), ("real", real)), strict=True
     ):
         axis.imshow(tile(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.set_yticks([])
-        width = images.shape[-1] + 1
-        axis.set_xticks([(i + 0.5) * width for i in range(len(names))], list(names))
+        places = [(i + 0.5) * (images.shape[-1] + 1) for i in range(shown)]
+        axis.set_xticks(places, labels, rotation=90 if upright else 0)
         axis.tick_params(length=0)
+    return figure
+
+
+def restored(inputs: Tensor, generated: Tensor, truth: Tensor, columns: int = 10) -> Figure:
+    """What sampling started at, what it made of it, and what was to be reached; the same place in each grid.
+
+    Args:
+        inputs: images in [-1, 1], (N, C, H, W), as are the others.
+        columns: images in a row of a grid.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    panels = (("input", inputs), ("generated", generated), ("truth", truth))
+    for axis, (title, images) in zip(figure.subplots(1, 3), panels, strict=True):
+        axis.imshow(tile(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
     return figure
 
 
@@ -139,9 +159,34 @@ def strips(states: Tensor, times: Tensor) -> Figure:
     return figure
 
 
+def quality(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
+    """Scores against the number of evaluations: a panel for each score, a curve for each solver and guidance.
+
+    Args:
+        records: with `label`, `nfe` and `metrics`; real samples' score `<name>_real` or `<name>_floor` is dashed.
+        names: the scores to draw.
+    """
+    figure = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for label in dict.fromkeys(r["label"] for r in records):
+            curve = sorted((r["nfe"], r["metrics"][name]) for r in records if r["label"] == label)
+            axis.plot(*zip(*curve, strict=True), "o-", markersize=4, linewidth=1.3, label=label)
+        for suffix in ("_real", "_floor"):
+            if f"{name}{suffix}" in records[0]["metrics"]:
+                real = records[0]["metrics"][f"{name}{suffix}"]
+                axis.axhline(real, color=SOURCE, linestyle="--", linewidth=1, label="real samples")
+        axis.set(xscale="log", xlabel="NFE", title=name)
+        ticks = sorted({r["nfe"] for r in records})
+        axis.set_xticks(ticks, [str(n) for n in ticks], fontsize=7)
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    return figure
+
+
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images in [-1, 1] as one array in [0, 1] for imshow, (H', W', 3), on a white grid."""
-    images = ((images.float().cpu() + 1) / 2).clamp(0, 1)
+    images = ((images.float().cpu() + 1) / 2).clamp(0, 1).nan_to_num(nan=0.5)  # grey if it failed
     images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
     rows = -(-len(images) // columns)
     blank = images.new_ones(rows * columns - len(images), *images.shape[1:])
@@ -193,7 +238,7 @@ def streamlines(
 def frame(*clouds: Points) -> tuple[float, float, float, float]:
     """Limits of the axes, (left, right, bottom, top), around all but the farthest points."""
     x = torch.cat([c.detach().float().cpu() for c in clouds])
-    low, high = x.quantile(0.002, 0), x.quantile(0.998, 0)
+    low, high = x.nanquantile(0.002, 0), x.nanquantile(0.998, 0)  # NaN is a sample that failed
     margin = 0.1 * (high - low).clamp(min=1e-3)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     return left, right, bottom, top

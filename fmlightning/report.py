@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from fmlightning.runs import Run, config_hash, find, runs_root
+from fmlightning.runs import Run, config_hash, find, read_json, runs_root
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,13 +45,13 @@ def main_ls(argv: list[str]) -> int:
     table = Table("run", "status", "step", "started", "scores", box=None)
     for run in runs:
         try:
-            manifest = run.manifest
-        except ValueError:
-            table.add_row(str(run.path), "damaged manifest.json")
+            manifest, scores = run.manifest, headline(run)
+        except ValueError as error:
+            table.add_row(str(run.path), str(error).removeprefix(f"{run.path}/"))
             continue
         table.add_row(
             str(run.path), run.status, str(manifest.get("end_step", "")), manifest.get("start", "")[:16],
-            "  ".join(f"{k} {v:.4g}" for k, v in headline(run).items()),
+            "  ".join(f"{k} {v:.4g}" for k, v in scores.items()),
         )  # fmt: skip
     console().print(table)
     return 0
@@ -62,10 +62,30 @@ def main_show(argv: list[str]) -> int:
     parser = Parser("show", "What a run was, how it ended, its scores and its pictures.")
     parser.add_argument("run", help="run directory, or a checkpoint in one")
     run = Run.open(parser.parse_args(argv).run)
-    manifest, config = run.manifest, run.config
+    try:
+        rows = facts(run)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run.path} is damaged: config.yaml or manifest.json lacks {error}"
+        ) from error
     out = console()
     out.print(f"[bold]{run.path}[/]  {run.status}")
-    rows = {
+    for name, value in rows.items():
+        if value:
+            out.print(f"  {name:11}{value}", highlight=False)
+    print_scores([run], expected=None)
+    for picture in sorted((run.path / "samples").glob("*.png")):
+        out.print(f"  picture    {picture}", highlight=False)
+    offline = sorted((run.path / "wandb").glob("offline-run-*"))
+    if offline:
+        out.print(f"  to W&B     wandb sync {run.path}/wandb/offline-run-*", highlight=False)
+    return 0
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What a run was and how it ended, in words."""
+    manifest, config = run.manifest, run.config
+    return {
         "experiment": f"{config.get('experiment')}, seed {config.get('seed_everything')}",
         "network": f"{short(config['model']['network'])}, {manifest.get('parameters', 0):,} parameters",
         "path": f"{short(config['model']['path'])} on t in {manifest.get('interval')}",
@@ -77,16 +97,6 @@ def main_show(argv: list[str]) -> int:
         "checkpoint": str(run.last_checkpoint or "none"),
         "error": manifest.get("error", ""),
     }
-    for name, value in rows.items():
-        if value:
-            out.print(f"  {name:11}{value}", highlight=False)
-    print_scores([run], expected=None)
-    for picture in sorted((run.path / "samples").glob("*.png")):
-        out.print(f"  picture    {picture}", highlight=False)
-    offline = sorted((run.path / "wandb").glob("offline-run-*"))
-    if offline:
-        out.print(f"  to W&B     wandb sync {run.path}/wandb/offline-run-*", highlight=False)
-    return 0
 
 
 def main_report(argv: list[str]) -> int:
@@ -102,7 +112,11 @@ def main_report(argv: list[str]) -> int:
     runs = [Run.open(path) for path in options.runs]
     if options.expected and not options.expected.is_file():
         raise FileNotFoundError(f"--expected {options.expected}: no such file")
-    expected = json.loads(options.expected.read_text()) if options.expected else None
+    try:
+        expected = read_json(options.expected) if options.expected else None
+    except ValueError as error:
+        raise ValueError(f"--expected {error}") from error
+    summary(runs)  # refuses runs without scores
     print_scores(runs, expected)
     if options.out:
         command = ["fmlightning", "report", *argv]
@@ -184,7 +198,11 @@ def cell(row: dict[str, Any]) -> str:
 def headline(run: Run) -> dict[str, float]:
     """The scores a list has room for: the model's, not those of real samples."""
     metrics = run.evaluation.get("metrics", {})
-    return {k: v for k, v in metrics.items() if not k.endswith(("_real", "_std", "_floor", "nfe"))}
+    return {
+        k: v
+        for k, v in metrics.items()
+        if not k.endswith(("_real", "_std", "_low", "_high", "_floor", "nfe"))
+    }
 
 
 def short(component: Any) -> str:

@@ -11,16 +11,21 @@ import hashlib
 import json
 import os
 import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fmlightning.allowed import allowing
+from fmlightning.training.sealed import require_whole, sealed_step
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fmlightning.flow.fields import NetworkField
+    from fmlightning.flow.guidance import Guidance
     from fmlightning.flow.ode import ODESolver
     from fmlightning.flow.sources import Source
 
@@ -36,7 +41,20 @@ RESULT_TRAINER_KEYS = (
     "overfit_batches",
     "fast_dev_run",
 )
-NOT_A_RESULT = ("solver", "compile", "eval_batch_size", "num_workers", "root", "download")
+NOT_A_RESULT = (
+    "solver",
+    "guidance",
+    "compile",
+    "eval_batch_size",
+    "num_workers",
+    "in_memory",
+    "root",
+    "download",
+)
+EXPORTED = "model.safetensors"
+"""The file of an exported network."""
+
+RUN_FILES = {"config.yaml", "manifest.json", "metrics.csv", "checkpoints", "samples", "wandb"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -50,6 +68,8 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: prune(config.get(key)) for key in RESULT_KEYS}
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: trainer.get(key) for key in RESULT_TRAINER_KEYS}
+    if config.get("init_digest"):  # not the path: where the weights lay does not matter
+        kept["init_digest"] = config["init_digest"]
     kept["trainer"] |= {key: trainer[key] for key in ("max_time", "callbacks") if trainer.get(key)}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -70,12 +90,35 @@ def run_directory(config: dict[str, Any]) -> Path:
     """
     if config.get("run_dir"):
         return Path(config["run_dir"])
-    name = config["experiment"]
-    if not NAME.fullmatch(name):
+    name, root = config["experiment"], runs_root()
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise ValueError(
             f"experiment={name!r} must be letters, digits, '.', '_' and '-', and start with a letter or digit"
         )
-    return runs_root() / name / f"{config_hash(config)}-s{config['seed_everything']}"
+    folder = root / name / f"{config_hash(config)}-s{config['seed_everything']}"
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"experiment={name} leads out of {root} to {folder.resolve()}, by a link: name another experiment, "
+            "or the directory itself with --run_dir"
+        )
+    return folder
+
+
+def require_vacant(folder: Path) -> None:
+    """Refuse a directory that cannot be a run's, or holds something else than a run.
+
+    Raises:
+        ValueError: what is there is no run, and stays as it is.
+    """
+    cure = "name a new directory with --run_dir, or another root with $FMLIGHTNING_RUNS"
+    if "\0" in str(folder):
+        raise ValueError(f"run_dir={str(folder)!r} is no path; {cure}")
+    file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    if file:
+        raise ValueError(f"run_dir={folder} cannot be: {file} is a file; {cure}")
+    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if inside and not inside & RUN_FILES:
+        raise ValueError(f"run_dir={folder} holds other files and no run; {cure}")
 
 
 @dataclass(frozen=True)
@@ -102,9 +145,13 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        config = yaml.safe_load((self.path / "config.yaml").read_text())
-        if not isinstance(config, dict):
-            raise ValueError(f"{self.path / 'config.yaml'} holds no config: the file is damaged")
+        file = self.path / "config.yaml"
+        try:
+            config = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+        if not (isinstance(config, dict) and all(config.get(k) for k in ("model", "trainer"))):
+            raise ValueError(f"{file} holds no config of a run: the file is damaged")
         return config
 
     @property
@@ -121,10 +168,15 @@ class Run:
         return self.manifest.get("status", "new")
 
     @property
+    def checkpoints(self) -> list[Path]:
+        """Its checkpoints: `last.ckpt`, then the others from the highest step down."""
+        files = [p for p in (self.path / "checkpoints").glob("*.ckpt") if p.is_file()]
+        return sorted(files, key=lambda p: (p.stem == "last", sealed_step(p) or -1), reverse=True)
+
+    @property
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint."""
-        path = self.path / "checkpoints" / "last.ckpt"
-        return path if path.is_file() else None
+        return next(iter(self.checkpoints), None)
 
     def checkpoint(self) -> Path:
         """The newest checkpoint.
@@ -139,12 +191,36 @@ class Run:
             )
         return self.last_checkpoint
 
+    def whole_checkpoint(self) -> tuple[Path, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with those before it.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: none is whole.
+        """
+        self.checkpoint()
+        wrong: list[str] = []
+        for path in self.checkpoints:
+            try:
+                require_whole(path)
+            except ValueError as error:
+                wrong.append(str(error))
+            else:
+                return path, wrong
+        raise ValueError(
+            f"{self.path} has no checkpoint that is whole: {'; '.join(wrong)}. "
+            "To start again and keep what is there: add --rerun true"
+        )
+
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:  # not JSON, or not text
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping")
+    return content
 
 
 def find(root: Path) -> Iterator[Run]:
@@ -161,36 +237,45 @@ class TrainedFlow:
         field: the velocity field of the trained network.
         source: the law at t = 0.
         solver: the solver of the run's config.
+        guidance: the guidance of the run's config, for classes.
         event_shape: the shape of one sample.
         num_classes: number of labels, 0 for none.
         levels: grey levels of images, or None.
         seed: of the run.
+        paired: whether samples start from x0 of the data; `source` then has none until it is given.
+        latent: whether a sample is a latent, which the run's data decodes.
     """
 
     field: "NetworkField"
     source: "Source"
     solver: "ODESolver"
+    guidance: "Guidance"
     event_shape: tuple[int, ...]
     num_classes: int
     levels: int | None
     seed: int
+    paired: bool = False
+    latent: bool = False
 
 
-def load(run: str | Path, ema: bool = True) -> "NetworkField":
+def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> "NetworkField":
     """The trained velocity field of a run, in plain torch and evaluation mode.
 
         field = fmlightning.load("runs/moons/1a2b3c4d-s0")
         v = field(x, t)
 
     Args:
-        run: a run directory, or a checkpoint in one.
-        ema: whether to take the averaged weights rather than the raw ones.
+        run: a run directory, a checkpoint in one, or what `fmlightning export` made of one.
+        ema: whether to take the averaged weights rather than the raw ones; an export has one kind, which is taken.
+        allow: modules of your own that the run's config may name: they are imported, and so run.
 
     Raises:
         FileNotFoundError: no such run, or no checkpoint in it.
-        ValueError: the averaged weights were asked for and the run has none.
+        ValueError: the averaged weights were asked for and the run has none, or its config names a class of a module
+            that is not allowed.
     """
-    return load_flow(run, ema).field
+    with allowing(allow):
+        return load_flow(run, ema).field
 
 
 def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
@@ -198,49 +283,56 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     import torch
 
     from fmlightning.cli import instantiate_model
+    from fmlightning.flow.sources import Given
+    from fmlightning.training.checkpoints import require_same_layout
 
-    path = Path(run)
-    opened = Run.open(path)
-    file = path if path.suffix == ".ckpt" and path.is_file() else opened.checkpoint()
-    require_whole(file)
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    model = instantiate_model(opened.config)
-    model.load_state_dict(checkpoint["state_dict"])
-    if ema:
-        use_average(model.network, checkpoint, file)
-    flow = checkpoint["flow"]
+    config = Run.open(run).config
+    weights, flow = read_weights(run, ema)
+    model = instantiate_model(config)
+    require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
+    model.network.load_state_dict(weights)
+    if flow.get("paired"):
+        model.source = Given(torch.empty(0, *flow["event_shape"]))
     field = model.field.eval().requires_grad_(False)
     return TrainedFlow(
         field,
         model.source,
         model.solver,
+        model.guidance,
         tuple(flow["event_shape"]),
         flow["num_classes"],
         flow["levels"],
         model.seed,
+        flow.get("paired", False),
+        flow.get("latent", False),
     )
 
 
-def require_whole(checkpoint: Path) -> None:
-    """Refuse a checkpoint that is torn or altered: it is a zip archive, with a checksum for each part.
+def read_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """The weights of a trained network, and what its samples are; arguments and errors as in `load`."""
+    from fmlightning.training.checkpoints import read_checkpoint
+
+    path = Path(run)
+    if (path / EXPORTED).is_file():
+        from fmlightning.export import read_export
+
+        return read_export(path)
+    file = path if path.suffix == ".ckpt" and path.is_file() else Run.open(path).checkpoint()
+    checkpoint = read_checkpoint(file)
+    weights = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
+    return weights | (average(checkpoint, file) if ema else {}), checkpoint["flow"]
+
+
+def average(checkpoint: dict[str, Any], file: Path) -> dict[str, "Tensor"]:
+    """The averaged parameters in a checkpoint.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: there are none.
     """
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{checkpoint} is damaged, or no checkpoint: {error}") from error
-    if broken:
-        raise ValueError(f"{checkpoint} is damaged: {broken} in it does not match its checksum")
-
-
-def use_average(network: Any, checkpoint: dict[str, Any], file: Path) -> None:
     state = checkpoint.get("callbacks", {}).get("EMA", {})
     if not state.get("updates"):
         raise ValueError(
             f"{file} holds no averaged weights (ema.decay was 0, or no step was taken); ask for the raw ones: "
             "ema=False, or --ema false on the command line"
         )
-    network.load_state_dict(state["shadow"], strict=False)
+    return state["shadow"]

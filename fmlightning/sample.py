@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,11 +11,14 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from fmlightning.cli import quiet
+from fmlightning.cli import instantiate_data, quiet
+from fmlightning.data.module import FlowData
+from fmlightning.flow.fields import TrainedField
+from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.ode import Method, ODESolver
 from fmlightning.flow.sampling import sample
 from fmlightning.parser import FlowParser
-from fmlightning.plotting import plane, tile
+from fmlightning.plotting import plane, restored, tile
 from fmlightning.runs import Run, TrainedFlow, load_flow
 
 DESCRIPTION = """Generate samples from a trained run.
@@ -29,7 +32,10 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     with quiet():
         flow = load_flow(options.run, ema=options.ema)
-    solver = override(flow.solver, options)
+        data = data_of(flow, options)
+    if flow.paired and data is not None:
+        flow = replace(flow, source=data.starts)
+    solver, field = override(flow.solver, options), guided(flow, options)
     folder = Path(options.out) if options.out else Run.open(options.run).path / "samples"
     if (folder / "samples.npz").exists() and not options.overwrite:
         raise ValueError(
@@ -37,13 +43,39 @@ def main(argv: list[str]) -> int:
         )
     index = torch.arange(options.first, options.first + options.n)
     labels = chosen_labels(flow, index, options.label)
-    x, nfe = draw(flow, solver, index, labels, options)
+    if flow.paired and data is not None:
+        labels = data.labels(index)
+    x, nfe = draw(flow, field, solver, index, labels, options, data)
     write(folder, flow, x, index, labels)
+    if flow.paired and data is not None and x.ndim == 4:
+        rows = index[:100] % len(data.held_out["x1"])
+        x0, x1 = (data.held_out[name][rows] for name in ("x0", "x1"))
+        restored(x0, x[:100], x1).savefig(folder / "samples.png", dpi=130)
+    failed = index[~x.flatten(1).isfinite().all(1)]
+    if len(failed):
+        print(
+            f"warning: {len(failed)} samples could not be integrated and are NaN: {failed[:10].tolist()}"
+        )
     print(
         f"{options.n} samples: {folder / 'samples.npz'} and {folder / 'samples.png'}\n"
         f"{solver.method}, NFE {nfe} at batch size {min(options.batch_size, options.n)}"
     )
     return 0
+
+
+def data_of(flow: TrainedFlow, options: Any) -> FlowData | None:
+    """The data of the run, where samples start from it or are decoded by it.
+
+    Raises:
+        ValueError: a class was asked for that samples cannot choose.
+    """
+    if not (flow.paired or flow.latent):
+        return None
+    if flow.paired and options.label is not None:
+        raise ValueError(
+            f"--label {options.label}: samples of this run start from held-out x0 and have their labels; leave it out"
+        )
+    return instantiate_data(Run.open(options.run).config)
 
 
 def parse(argv: list[str]) -> Any:
@@ -79,6 +111,7 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace samples that exist.")
     parser.add_class_arguments(Solver, "solver", help="Changes to the run's own solver.")
+    parser.add_class_arguments(Guide, "guidance", help="Changes to the run's own guidance.")
     return parser.parse_args(argv)
 
 
@@ -90,6 +123,7 @@ class Solver:
         num_steps: intervals of a fixed-step method.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
+        failed: raise, or nan, which keeps the other samples where some cannot be integrated.
     """
 
     def __init__(
@@ -98,8 +132,47 @@ class Solver:
         num_steps: int | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        failed: Literal["raise", "nan"] | None = None,
     ) -> None:
         """A bundle of options, read as they are."""
+
+
+class Guide:
+    """Changes to the run's own guidance.
+
+    Args:
+        scale: 1 is none, more pushes samples towards their labels; null keeps the run's, as everywhere below.
+        interval: the times between which it acts.
+        rescale: the rescaled form of CFG-Zero*.
+        zero_until: the time up to which the velocity is zero; CFG-Zero* takes 0.04.
+        weaker: a run of the same path, trained less or smaller, to be guided away from: autoguidance.
+    """
+
+    def __init__(
+        self,
+        scale: float | None = None,
+        interval: tuple[float, float] | None = None,
+        rescale: bool | None = None,
+        zero_until: float | None = None,
+        weaker: str | None = None,
+    ) -> None:
+        """A bundle of options, read as they are."""
+
+
+def guided(flow: TrainedFlow, options: Any) -> TrainedField:
+    """The field that samples follow."""
+    changes = {k: v for k, v in options.guidance.as_dict().items() if v is not None}
+    weaker = changes.pop("weaker", None)
+    guidance: Guidance = replace(flow.guidance, **changes)
+    if weaker is None:
+        return guidance.free(flow.field, flow.num_classes)
+    with quiet():
+        other = load_flow(weaker, ema=options.ema)
+    if other.event_shape != flow.event_shape:
+        raise ValueError(
+            f"--guidance.weaker {weaker} makes samples of shape {other.event_shape}, and this run {flow.event_shape}"
+        )
+    return guidance.auto(flow.field, other.field)
 
 
 def override(solver: ODESolver, options: Any) -> ODESolver:
@@ -123,11 +196,17 @@ def chosen_labels(flow: TrainedFlow, index: Tensor, label: int | None) -> Tensor
 
 
 def draw(
-    flow: TrainedFlow, solver: ODESolver, index: Tensor, labels: Tensor | None, options: Any
+    flow: TrainedFlow,
+    field: TrainedField,
+    solver: ODESolver,
+    index: Tensor,
+    labels: Tensor | None,
+    options: Any,
+    data: FlowData | None = None,
 ) -> tuple[Tensor, int]:
-    """The samples, and the largest NFE of a batch."""
+    """The samples, decoded where they are latents, and the largest NFE of a batch."""
     device = pick_device(options.device)
-    field, seed = flow.field.to(device), flow.seed if options.seed is None else options.seed
+    field, seed = field.to(device), flow.seed if options.seed is None else options.seed  # type: ignore[attr-defined]
     parts, nfe = [], 0
     with Progress() as progress:
         task = progress.add_task("sampling", total=len(index))
@@ -135,7 +214,7 @@ def draw(
             y = None if labels is None else labels[rows].to(device)
             numbers = index[rows].to(device)
             solution = sample(field, flow.source, solver, numbers, flow.event_shape, seed=seed, y=y)
-            parts.append(solution.x.cpu())
+            parts.append((solution.x if data is None else data.decode(solution.x)).cpu())
             nfe = max(nfe, solution.nfe)
             progress.advance(task, len(rows))
     return torch.cat(parts), nfe
@@ -162,7 +241,7 @@ def write(folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Ten
     if labels is not None:
         arrays["y"] = labels.numpy()
     np.savez(folder / "samples.npz", **arrays)
-    if len(flow.event_shape) == 3:
+    if x.ndim == 4:
         columns = flow.num_classes if 1 < flow.num_classes <= 20 else min(10, len(x))
         pixels = (tile(x[: 20 * columns], columns) * 255).round().astype(np.uint8)
         scale = max(1, 640 // pixels.shape[1])

@@ -16,7 +16,6 @@ is what no solver can remove: the Kullback-Leibler divergence is unchanged by th
 Source: Lipman et al. 2023, arXiv:2210.02747, Theorems 1 and 2; Lipman et al. 2024, arXiv:2412.06264, sec. 3.
 """
 
-import argparse
 import dataclasses
 import itertools
 import warnings
@@ -53,6 +52,7 @@ from fmlightning.flow.schedules import (
 )
 from fmlightning.flow.shapes import Field, PerSample, Points, Times
 from fmlightning.flow.sources import Gaussian
+from fmlightning.report import Parser
 
 F64 = torch.float64
 KEY = Key(0).fold("verify")
@@ -421,9 +421,7 @@ def table(rows: Iterable[Row]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """`fmlightning verify`: print the table; non-zero where a row fails."""
     names = list(dict.fromkeys(type(schedule).__name__ for schedule in SCHEDULES))
-    parser = argparse.ArgumentParser(
-        "fmlightning verify", description="Check the theorems of flow matching on known laws."
-    )
+    parser = Parser("verify", "Check the theorems of flow matching on known laws.")
     parser.add_argument("--path", action="append", choices=names, help="this path only; repeatable")
     # torch's own, from the first use of forward-mode autodiff
     warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")

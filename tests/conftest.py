@@ -26,6 +26,7 @@ def runs_below_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs go to a temporary folder, and W&B keeps its own files there too."""
     root = tmp_path / "runs"
     monkeypatch.setenv("FMLIGHTNING_RUNS", str(root))
+    monkeypatch.setenv("FMLIGHTNING_CACHE", str(tmp_path / "cache"))
     for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "wandb"))
     return root

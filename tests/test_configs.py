@@ -6,7 +6,7 @@ import pytest
 import torch
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-WHOLE = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "trainer")
+WHOLE = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("trainer", "papers"))
 OVERLAYS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 

@@ -9,16 +9,18 @@ from lightning.pytorch import Trainer
 
 from fmlightning.callbacks.periodic import Periodic
 from fmlightning.data.module import FlowData
-from fmlightning.data.order import shared_blocks
+from fmlightning.flow.solution import Solution, SolverError
 from fmlightning.metrics.judge import Judge
 from fmlightning.training.ema import evaluation_weights
 from fmlightning.training.module import FlowMatching
+from fmlightning.training.stopping import stop_between
 
 
 class Evaluation(Periodic):
     """Generate keyed samples with the averaged weights and let judges score them.
 
-    The samples are shared out over the processes by number, so the scores do not depend on how many there are.
+    The samples are dealt to the processes in blocks of `batch_size`, so that neither they nor their NFE depend on
+    how many processes there are; choose it smaller where else some would have none.
     Scores are logged under `eval/` and written to `evaluation.json` in the run directory; those of `validate` and
     `test`, to a file of that name.
 
@@ -42,13 +44,16 @@ class Evaluation(Periodic):
         self.judges = judges or []
         self.batch_size = batch_size
         self.prepared = False
+        self.ending = False
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.ending = True
+        super().on_fit_end(trainer, pl_module)
 
     def check(self, data: FlowData) -> None:
         """Refuse judges that do not suit the data, before any training."""
         if self.judges:
-            held_out = data.eval_samples("test")
-            for judge in self.judges:
-                judge.check(held_out["x1"], held_out.get("y"), data.levels)
+            check_judges(self.judges, data)
 
     def run(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
         if not self.judges:
@@ -88,6 +93,7 @@ class Evaluation(Periodic):
             "checkpoint": None if training else str(trainer.ckpt_path),
             "solver": repr(module.solver),
             "batch_size": self.batch_size,
+            "rests_on": {k: v for judge in self.judges for k, v in judge.rests_on().items()},
             "metrics": scores,
         }
         name = "evaluation" if training else str(trainer.state.fn.value)  # type: ignore[union-attr]
@@ -101,11 +107,9 @@ class Evaluation(Periodic):
     def prepare(self, module: FlowMatching, data: FlowData) -> None:
         if self.prepared:
             return
-        reference, held_out = data.eval_samples("reference"), data.eval_samples("test")
-        labels = (reference["y"], held_out["y"]) if "y" in held_out else None
         for judge in self.judges:
-            judge.prepare(reference["x1"], held_out["x1"], labels, data.levels)
             judge.to(module.device)
+            judge.meet(data.seen)
         self.prepared = True
 
     def look(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
@@ -121,15 +125,57 @@ class Evaluation(Periodic):
         """Show every judge its samples: number k is the same on any number of processes."""
         total = max(judge.num_samples for judge in self.judges)
         index = torch.arange(total, device=module.device)
-        nfe = 0
-        blocks = shared_blocks(index, self.batch_size, data.shard) if total else ()
-        for block in blocks:
-            y = data.labels(block)
+        shard, nfe = data.shard, 0
+        for first in range(0, total, self.batch_size * shard.world_size):
+            if self.ending:  # the training is saved, and the evaluation can be done again
+                stop_between(trainer)
+            start = first + shard.rank * self.batch_size
+            block = index[start : start + self.batch_size]
+            nfe = max(nfe, self.show(module, data, block))
+        return int(
+            trainer.strategy.reduce(torch.tensor(nfe, device=module.device), reduce_op="max")
+        )
+
+    def show(self, module: FlowMatching, data: FlowData, block: torch.Tensor) -> int:
+        """Generate some samples for the judges; with none, say so, as a process with no share has to."""
+        y, nfe = data.labels(block), 0
+        x = torch.zeros(0, *data.seen.event_shape, device=module.device)
+        if len(block):
             solution = module.generate(block, y)
-            nfe = max(nfe, solution.nfe)
-            for judge in self.judges:
-                mine = (
-                    block < judge.num_samples
-                )  # perhaps none: a process with no share must still say so
-                judge.update(solution.x[mine], block[mine], None if y is None else y[mine])
+            x, nfe = data.decode(solution.x), solution.nfe
+            require_all(solution, block)
+        for judge in self.judges:
+            mine = block < judge.num_samples
+            if judge.num_samples:
+                judge.update(x[mine], block[mine], None if y is None else y[mine])
         return nfe
+
+
+def check_judges(judges: list[Judge], data: FlowData) -> None:
+    """Refuse judges that do not suit the data.
+
+    Raises:
+        ValueError: one of them says so, or scores the density of latents as if it were that of images.
+    """
+    held_out = data.seen.outline("test")
+    for judge in judges:
+        judge.check(held_out["x1"], held_out.get("y"), data.levels)
+        if not judge.num_samples and data.seen.event_shape != data.event_shape:
+            raise ValueError(
+                f"evaluation.judges: {type(judge).__name__} scores the model on images, and this one is of the latents "
+                f"of {type(data).__name__}; take judges of samples, such as Frechet"
+            )
+
+
+def require_all(solution: Solution, index: torch.Tensor) -> None:
+    """Refuse to score what is left where samples failed: the others are not a sample of the model.
+
+    Raises:
+        SolverError: some failed.
+    """
+    failed = index[solution.failed].tolist()
+    if failed:
+        raise SolverError(
+            f"{len(failed)} of {len(index)} samples could not be integrated (numbers {failed[:5]}), so they are not "
+            "scored: loosen model.solver's tolerances, or use a fixed-step method"
+        )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fmlightning.data.module import FlowData
 from fmlightning.training.module import FlowMatching
+from fmlightning.training.nonfinite import guard
 
 
 class Periodic(Callback):
@@ -32,8 +33,10 @@ class Periodic(Callback):
     def run(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None: ...
 
     def at_step(self, trainer: Trainer, module: Any) -> None:
-        self.last = trainer.global_step
+        if (found := guard(trainer)) is not None:
+            found.read()  # here, where every process is
         self.run(trainer, module, trainer.datamodule)  # type: ignore[attr-defined]
+        self.last = trainer.global_step  # not before: what was interrupted is done again
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step
@@ -43,6 +46,7 @@ class Periodic(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         # after on_train_end, where the last checkpoint is written: nothing that fails here loses the training
         if self.at_end and trainer.global_step != self.last:
+            pl_module.to(trainer.strategy.root_device)  # Lightning has just taken it from there
             self.at_step(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 
+from fmlightning.nets.size import multiply_adds, parameter_count
 from fmlightning.runs import config_hash
+from fmlightning.secrecy import without_secrets
 from fmlightning.training.metrics_file import MetricsFile
+from fmlightning.training.sealed import naming
 
 PACKAGES = (
     "fmlightning", "torch", "torchvision", "lightning", "torchdiffeq", "torchmetrics", "torch-fidelity",
@@ -45,6 +48,7 @@ class Provenance(Callback):
             "command": ["fmlightning", *sys.argv[1:]],
             "config_hash": config_hash(self.config),
             "seed": self.config["seed_everything"],
+            "init_from": initial(self.config),
             "git": git_state(),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
             "hardware": hardware(trainer),
@@ -56,7 +60,10 @@ class Provenance(Callback):
                 "num_classes": data.num_classes,
             },
             "interval": list(pl_module.field.interval),
-            "parameters": sum(p.numel() for p in pl_module.network.parameters()),
+            "parameters": parameter_count(pl_module.network),
+            "multiply_adds": multiply_adds(
+                pl_module.network, data.event_shape, bool(data.num_classes)
+            ),
             "start": now(),
         }
         self.save(trainer)
@@ -68,14 +75,15 @@ class Provenance(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
-            elif isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            elif trainer.is_global_zero:
                 logger.log_hyperparams(self.config)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
-        self.end(trainer, "stopped" if stopped else "failed", repr(exception))
+        with suppress(OSError):  # a full disk is said by the exception itself
+            self.end(trainer, "stopped" if stopped else "failed", repr(exception))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # after an exception the status is another already
@@ -89,14 +97,26 @@ class Provenance(Callback):
 
     def save(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            text = json.dumps(self.manifest, indent=2) + "\n"
+            text = without_secrets(json.dumps(self.manifest, indent=2)) + "\n"
             write(Path(trainer.default_root_dir) / "manifest.json", text)
+
+
+def initial(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The weights that training started from, where they are another run's."""
+    if not config.get("init_from"):
+        return None
+    return {
+        "run": config["init_from"],
+        "ema": config["init_ema"],
+        "digest": config["init_digest"],
+    }
 
 
 def write(path: Path, text: str) -> None:
     """Put a small file in place at once."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    with naming(path):
+        temporary.write_text(text)
     temporary.replace(path)
 
 

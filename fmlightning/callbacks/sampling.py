@@ -2,13 +2,16 @@
 
 import torch
 from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
 
 from fmlightning.callbacks.periodic import Periodic, save_figure
 from fmlightning.data.module import FlowData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sampling import source_points
-from fmlightning.plotting import image_grid, scatter
+from fmlightning.plotting import image_grid, restored, scatter
 from fmlightning.training.module import FlowMatching
+
+SPREAD = 2000
 
 
 class Samples(Periodic):
@@ -33,8 +36,11 @@ class Samples(Periodic):
         if not trainer.is_global_zero or not (images or data.event_shape == (2,)):
             return
         index = torch.arange(self.num_samples or (100 if images else 2000), device=module.device)
-        x = module.generate(index, data.labels(index)).x
-        real = real_like(data, index)
+        x = data.decode(module.generate(index, data.labels(index)).x)
+        if images and data.gives_x0:
+            save_figure(trainer, "samples", pairs(data, index, x))
+            return
+        real = real_like(data.seen, index)
         if images:
             figure = image_grid(x, real, data.class_names)
         else:
@@ -44,14 +50,22 @@ class Samples(Periodic):
         save_figure(trainer, "samples", figure)
 
 
+def pairs(data: FlowData, index: torch.Tensor, x: torch.Tensor) -> Figure:
+    """The held-out x0 of each sample, the sample, and the x1 that belongs to that x0."""
+    chosen = index.cpu() % len(data.held_out["x1"])
+    return restored(data.held_out["x0"][chosen], x, data.held_out["x1"][chosen])
+
+
 def real_like(data: FlowData, index: torch.Tensor) -> torch.Tensor:
     """As many held-out samples, of the same classes in the same order where there are classes."""
-    held_out = data.eval_samples("test")
+    held_out = data.glimpse("test", SPREAD)
     y = data.labels(index)
     if y is None:
         order = torch.randperm(len(held_out["x1"]), generator=Key(0).fold("picture").generator())
         return held_out["x1"][order[: len(index)]]
-    of_class = {int(k): (held_out["y"] == k).nonzero().flatten() for k in y.unique()}
+    everyone = torch.arange(len(held_out["y"]))  # stands in for a class without a held-out sample
+    found = {int(k): (held_out["y"] == k).nonzero().flatten() for k in y.unique()}
+    of_class = {k: rows if len(rows) else everyone for k, rows in found.items()}
     rank = index.cpu() // data.num_classes
     chosen = [
         of_class[k][n % len(of_class[k])] for k, n in zip(y.tolist(), rank.tolist(), strict=True)

@@ -43,7 +43,8 @@ class Trajectories(Periodic):
     def draw_strips(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
         index = torch.arange(data.num_classes or 8, device=module.device)
         solution = module.generate(index, data.labels(index), self.num_times)
-        save_figure(trainer, "trajectories", strips(solution.states, solution.times))
+        frames = [data.decode(frame) for frame in solution.states]
+        save_figure(trainer, "trajectories", strips(torch.stack(frames), solution.times))
 
     def draw_plane(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
         index = torch.arange(20_000, device=module.device)

@@ -5,13 +5,16 @@ gives batches `{"x1": (B, *S), "y": (B,)?}` whose order, noise and augmentation 
 """
 
 from abc import abstractmethod
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fmlightning.data.order import Batch, EvalBatches, Shard, TrainBatches
+from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
 from fmlightning.flow.keys import Key
+from fmlightning.flow.sources import Given
 
 
 class FlowData(LightningDataModule):
@@ -19,7 +22,7 @@ class FlowData(LightningDataModule):
 
     Args:
         batch_size: samples in a training step, over all processes.
-        eval_batch_size: samples in a block of validation or testing.
+        eval_batch_size: samples in a block of validation or testing, over all processes.
         seed: of the order and the noise; the command line sets it to `seed_everything`.
     """
 
@@ -34,6 +37,9 @@ class FlowData(LightningDataModule):
 
     class_names: tuple[str, ...] = ()
 
+    gives_x0: bool = False
+    """Whether batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
+
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -43,6 +49,11 @@ class FlowData(LightningDataModule):
         self.seed = seed
         self.key = Key(seed).fold("data")
         self.start = 0
+        self.paired = False
+        self.processes = Shard()
+        """This process's share where no trainer says so."""
+        self.whole: FlowData | None = None
+        """The data set that this one is part of."""
 
     @property
     @abstractmethod
@@ -71,16 +82,54 @@ class FlowData(LightningDataModule):
 
     def labels(self, index: Tensor) -> Tensor | None:
         """The classes to generate for sample numbers: each in turn, or None without classes."""
+        if self.gives_x0:
+            y = self.held_out.get("y")
+            return None if y is None else y.to(index.device)[index % len(y)]
         return index % self.num_classes if self.num_classes else None
+
+    @cached_property
+    def held_out(self) -> Batch:
+        """The pairs that sampling starts from, where batches bring x0."""
+        return self.eval_samples("test")
+
+    @property
+    def starts(self) -> Given:
+        """The x0 that samples start at, where batches bring x0."""
+        return Given(self.held_out["x0"])
+
+    # -- what a sample looks like -------------------------------------------------------------------
+
+    @property
+    def seen(self) -> "FlowData":
+        """The data that judges and pictures compare with: itself, or the images that latents stand for."""
+        return self
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Generated samples as judges and pictures see them, (B, *seen.event_shape)."""
+        return x
+
+    def become_part(self, whole: "FlowData") -> None:
+        """Take the batches, the seed and the share of the data set that this one is part of."""
+        self.whole, self.seed, self.key = whole, whole.seed, whole.key
+        self.batch_size, self.eval_batch_size = whole.batch_size, whole.eval_batch_size
+        if (order := getattr(self, "order", None)) is not None:
+            self.order = replace(order, batch_size=self.batch_size, key=self.key)
+
+    # -- processes and loaders ------------------------------------------------------------------------
 
     @property
     def shard(self) -> Shard:
+        if self.whole is not None:
+            return self.whole.shard
         if self.trainer is None:
-            return Shard()
+            return self.processes
         return Shard(self.trainer.global_rank, self.trainer.world_size)
 
     def setup(self, stage: str) -> None:
-        world_size = self.shard.world_size
+        self.check(self.shard.world_size)
+
+    def check(self, world_size: int) -> None:
+        """Refuse a number of processes that cannot share out a batch."""
         if self.batch_size % world_size:
             raise ValueError(
                 f"data.batch_size={self.batch_size} is the global batch and must be a multiple of the "
@@ -91,13 +140,32 @@ class FlowData(LightningDataModule):
         rows = self.shard.rows(self.batch_size)
         return TrainBatches(lambda n: self.train_batch(n, rows), self.steps_per_epoch, self.start)
 
-    def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self.eval_samples("val"), self.eval_batch_size, self.shard)
+    def eval_batches(self, split: str) -> Blocks:
+        """What `eval_samples` gives whole, in this process's blocks, for sets that fit into no memory."""
+        return EvalBatches(self.eval_samples(split), self.eval_block, self.shard)
 
-    def test_dataloader(self) -> EvalBatches:
-        return EvalBatches(self.eval_samples("test"), self.eval_batch_size, self.shard)
+    @property
+    def eval_block(self) -> int:
+        """Samples in a block: where they are `paired`, which is done `batch_size` at a time, a multiple of it."""
+        if not self.paired:
+            return self.eval_batch_size
+        return max(1, self.eval_batch_size // self.batch_size) * self.batch_size
 
-    def predict_dataloader(self) -> EvalBatches:
+    def outline(self, split: str) -> Batch:
+        """Tensors of the shapes of `eval_samples`, perhaps without content, for what asks no more."""
+        return self.eval_samples(split)
+
+    def glimpse(self, split: str, size: int) -> Batch:
+        """At least `size` of `eval_samples`, spread over the set, or all, for pictures."""
+        return self.eval_samples(split)
+
+    def val_dataloader(self) -> Blocks:
+        return self.eval_batches("val")
+
+    def test_dataloader(self) -> Blocks:
+        return self.eval_batches("test")
+
+    def predict_dataloader(self) -> Blocks:
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ its contiguous rows of it. It has no state either: to resume at step n is to ask
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +26,8 @@ class Shard:
 
     def rows(self, batch_size: int) -> slice:
         """The rows of a global batch that belong here."""
-        local = batch_size // self.world_size
-        return slice(self.rank * local, (self.rank + 1) * local)
+        start, stop = (r * batch_size // self.world_size for r in (self.rank, self.rank + 1))
+        return slice(start, stop)
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,39 @@ class Order:
     def epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
+    def positions(self, step: int) -> slice:
+        """The places of a step's samples in the permutation of its epoch."""
+        start = step % self.steps_per_epoch * self.batch_size
+        return slice(start, start + self.batch_size)
+
     def indices(self, step: int) -> Tensor:
         """The samples of a step, (batch_size,)."""
-        generator = self.key.fold("epoch", self.epoch(step)).generator()
-        start = step % self.steps_per_epoch * self.batch_size
-        return torch.randperm(self.size, generator=generator)[start : start + self.batch_size]
+        return self.permutation(self.epoch(step))[self.positions(step)]
+
+    def permutation(self, epoch: int) -> Tensor:
+        return permutation(self.size, self.key.fold("epoch", epoch))
+
+
+@lru_cache(maxsize=2)  # of a million samples it takes as long as a training step
+def permutation(size: int, key: Key) -> Tensor:
+    return torch.randperm(size, generator=key.generator())
 
 
 def shared_blocks(index: Tensor, batch_size: int, shard: Shard) -> tuple[Tensor, ...]:
-    """This process's blocks of a fixed set, smaller than `batch_size` where else a process would have none."""
-    size = min(batch_size, -(-len(index) // shard.world_size))
-    return index.split(max(size, 1))[shard.rank :: shard.world_size]
+    """This process's rows of each block of a fixed set: as many blocks everywhere, and rows in each.
+
+    Raises:
+        ValueError: there are fewer samples than processes.
+    """
+    if len(index) < shard.world_size:
+        raise ValueError(
+            f"trainer.devices: {shard.world_size} processes have only {len(index)} held-out samples to share; use "
+            "fewer processes or a larger set"
+        )
+    blocks = list(index.split(batch_size))
+    if len(blocks[-1]) < shard.world_size:  # then there is a block before it
+        blocks[-2:] = [torch.cat(blocks[-2:])]
+    return tuple(block[shard.rows(len(block))] for block in blocks)
 
 
 class TrainBatches:
@@ -90,8 +114,16 @@ class TrainBatches:
             yield batch
 
 
+class Blocks(Protocol):
+    """Batches of a fixed set, with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
 class EvalBatches:
-    """A fixed set in fixed blocks, dealt to the processes in turn: no sample twice, none left out.
+    """A fixed set in fixed blocks, each shared out over the processes: no sample twice, none left out.
 
     A batch carries `index`, the position of each sample, from which its noise and time are keyed.
     """

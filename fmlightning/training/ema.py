@@ -2,8 +2,8 @@ r"""An exponential moving average of the network's weights, used wherever the mo
 
     ema <- ema + (1 - d_n) (weights - ema),   d_n = min(decay, (1 + n) / (10 + n))           (1)
 
-after optimiser step n = 1, 2, ... The raw weights train on and are never overwritten: the average is swapped
-in for validation, sampling and prediction by a context that always swaps back.
+after optimiser step n = 1, 2, ..., and not after one that was skipped. The raw weights train on and are never
+overwritten: the average is swapped in for validation, sampling and prediction by a context that always swaps back.
 
 Source: the warm-up of (1) is that of Abadi et al. 2016, tf.train.ExponentialMovingAverage.
 """
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+
+from fmlightning.training.nonfinite import taken
 
 
 class EMA(Callback):
@@ -49,7 +51,9 @@ class EMA(Callback):
         self.shadow = {n: s.to(parameters[n].device) for n, s in self.shadow.items()}
         self.averages = list(self.shadow.values())
         self.weights = [parameters[n].detach() for n in self.shadow]
-        self.step = trainer.global_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step = trainer.global_step  # of a resumed run it is not known before
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step or not self.decay:  # gradients are still accumulating
@@ -58,7 +62,13 @@ class EMA(Callback):
         self.updates += 1
         n = self.updates
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
-        torch._foreach_lerp_(self.averages, [w.float() for w in self.weights], 1 - decay)
+        weights, good = [w.float() for w in self.weights], taken(trainer)
+        if isinstance(good, Tensor):  # a verdict that stays on its device
+            changes = torch._foreach_sub(weights, self.averages)
+            torch._foreach_mul_(changes, (1 - decay) * good)
+            torch._foreach_add_(self.averages, changes)
+        elif good:
+            torch._foreach_lerp_(self.averages, weights, 1 - decay)
 
     @contextmanager
     def swapped(self, network: nn.Module) -> Iterator[None]:

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fmlightning.training.sealed import naming
+
 
 class MetricsFile(Logger):
     """A logger that appends one row a step to `metrics.csv`.
@@ -29,10 +31,13 @@ class MetricsFile(Logger):
     def load(self) -> None:
         """Take the rows that are there; on first use, when the directory is known to be this run's."""
         if self.path.is_file() and not self.read:
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.rows = list(reader)
-                self.columns = list(reader.fieldnames or self.columns)
+            lines = self.path.read_bytes().decode().splitlines(keepends=True)
+            # a full disk may tear the last line, whose step is after every checkpoint
+            reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+            self.rows = list(reader)
+            self.columns = list(reader.fieldnames or self.columns)
+            if lines and not lines[-1].endswith("\n"):
+                self.write()
         self.read = True
 
     @property
@@ -59,17 +64,27 @@ class MetricsFile(Logger):
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         if not values:
             return
-        merges = bool(self.rows) and str(self.rows[-1]["step"]) == str(step)
-        if not merges:
-            self.rows.append({"step": step})
-        self.rows[-1].update(values)
+        row, last = self.row(step or 0), self.rows[-1]
+        before = dict(row)
+        row.update(values)
+        if row == before:  # the row of a checkpoint's step, which was written early
+            return
         new = [k for k in values if k not in self.columns]
         self.columns += new
-        if new or merges or not self.path.is_file():
+        if new or len(before) > 1 or row is not last or not self.path.is_file():
             self.write()
         else:
-            with self.path.open("a", newline="") as file:
+            with naming(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(self.rows[-1])
+
+    def row(self, step: int) -> dict[str, Any]:
+        """The row of a step, which may be an earlier one: scores are a step ahead of losses."""
+        place = len(self.rows)
+        while place and int(self.rows[place - 1]["step"]) >= step:
+            place -= 1
+        if place == len(self.rows) or int(self.rows[place]["step"]) != step:
+            self.rows.insert(place, {"step": step})
+        return self.rows[place]
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -84,7 +99,7 @@ class MetricsFile(Logger):
         """The whole file, put in place at once."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with naming(self.path), temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)

@@ -15,11 +15,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Shard
 from fmlightning.flow.couplings import Coupling, Independent
-from fmlightning.flow.fields import NetworkField, evaluate
+from fmlightning.flow.fields import NetworkField, TrainedField, evaluate, require_one_noise
+from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.keys import Key, Rows
 from fmlightning.flow.maximum_likelihood import MaximumLikelihood
 from fmlightning.flow.objectives import cfm_loss
@@ -28,12 +30,14 @@ from fmlightning.flow.paths import AffinePath, PathSample
 from fmlightning.flow.predictions import Prediction, domain
 from fmlightning.flow.sampling import sample
 from fmlightning.flow.schedules import Linear, Schedule
-from fmlightning.flow.sources import Gaussian, Source
+from fmlightning.flow.sources import Gaussian, Given, Source
 from fmlightning.flow.times import TimeSampler, Uniform
 from fmlightning.flow.weightings import Unweighted, Weighting
 from fmlightning.metrics.binned import BinnedMean
+from fmlightning.training.checkpoints import require_same_layout
 from fmlightning.training.decay import Decay
 from fmlightning.training.ema import evaluation_weights
+from fmlightning.training.nonfinite import guard
 
 BINS = 8
 
@@ -44,7 +48,7 @@ class FlowMatching(LightningModule):
     Args:
         network: `net(x, t, y=None) -> like x`; TimeMLP, UNet or a class of your own.
         path: the schedule of the probability path: Linear, VariancePreserving, VarianceExploding, Trigonometric, ...
-        source: the law at t = 0: Gaussian or a toy.
+        source: the law at t = 0: Gaussian or a toy; not used where the data brings x0.
         coupling: how source and data points are paired.
         predicts: what the network outputs: velocity, data, noise or score.
         times: the law of training times.
@@ -55,6 +59,7 @@ class FlowMatching(LightningModule):
         scheduler: a schedule of the learning rate, stepped once a step; null keeps it constant.
         label_drop: probability of hiding a label in training, for classifier-free guidance.
         solver: how validation, prediction and callbacks sample.
+        guidance: how strongly they push samples towards their labels; training knows nothing of it.
         compile: whether to compile the network with torch.compile.
         seed: of every random number of training; the command line sets it to `seed_everything`.
     """
@@ -75,26 +80,23 @@ class FlowMatching(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         label_drop: float = 0.0,
         solver: ODESolver = ODESolver(),  # noqa: B008
+        guidance: Guidance = Guidance(),  # noqa: B008
         compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if predicts == "score" and not (source.gaussian and coupling.independent):
-            raise ValueError(
-                f"model.predicts=score needs a Gaussian source that is independent of the data, and not "
-                f"source={source} with coupling={coupling}: predict velocity, data or noise"
-            )
         if not 0 <= label_drop < 1:
             raise ValueError(f"model.label_drop={label_drop} is a probability in [0, 1)")
         self.network = network
         self.path = AffinePath(path)
         self.source, self.coupling, self.times = source, coupling, times
         self.predicts: Prediction = predicts
+        self.check_prediction()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.weight, self.objective = weight, objective
         self.interval = domain(predicts, path)
         self.label_drop = label_drop
-        self.solver = solver
+        self.solver, self.guidance = solver, guidance
         self.seed = seed
         self.key = Key(seed).fold("train")
         self.keyed_network = "rows" in inspect.signature(network.forward).parameters
@@ -108,6 +110,21 @@ class FlowMatching(LightningModule):
         # in a tuple: as a submodule it would be cast to the network's precision
         self.metrics = (BinnedMean(BINS),)
 
+    def check_prediction(self) -> None:
+        """Refuse a prediction that does not tell the velocity.
+
+        Raises:
+            ValueError: the source or the coupling does not suit it.
+        """
+        if self.predicts == "score" and not (self.source.gaussian and self.coupling.independent):
+            raise ValueError(
+                f"model.predicts=score needs a Gaussian source that is independent of the data, and not "
+                f"source={self.source} with coupling={self.coupling}: predict velocity, data or noise"
+            )
+        if self.predicts != "velocity":
+            use = f"model.predicts={self.predicts}"
+            require_one_noise(use, self.schedule, self.source, self.coupling.independent)
+
     @property
     def schedule(self) -> Schedule:
         return self.path.schedule
@@ -115,12 +132,25 @@ class FlowMatching(LightningModule):
     @property
     def field(self) -> NetworkField:
         """The velocity field of the network as it stands."""
-        return NetworkField(self.network, self.schedule, self.predicts)
+        return NetworkField(
+            self.network,
+            self.schedule,
+            self.predicts,
+            source=self.source,
+            independent=self.coupling.independent,
+        )
+
+    @property
+    def guided(self) -> TrainedField:
+        """The field that samples follow."""
+        return self.guidance.free(self.field, self.num_classes)
 
     # -- set-up ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         self.check(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning does so only after it has rounded a checkpoint's weights to float32
         foreign = [
             name
             for name, m in self.network.named_modules()
@@ -139,10 +169,15 @@ class FlowMatching(LightningModule):
         self.num_classes = data.num_classes
         self.levels = data.levels
         self.batch_size = data.batch_size
+        data.paired = not isinstance(self.coupling, Independent)
+        self.latent = data.seen.event_shape != data.event_shape
+        if data.gives_x0:
+            self.take_pairs(data)
         if self.label_drop and not self.num_classes:
             raise ValueError(
                 f"model.label_drop={self.label_drop} hides labels, and {type(data).__name__} has none: set it to 0"
             )
+        _ = self.guided  # refuses a model without labels
         weights = list(self.network.parameters())
         if weights:  # an oracle has none, and can be validated all the same
             optimizer = self.optimizer(weights)
@@ -150,6 +185,30 @@ class FlowMatching(LightningModule):
                 self.scheduler(optimizer)
         self.source.check((1, *self.event_shape))
         self.check_network(type(data).__name__)
+
+    def take_pairs(self, data: FlowData) -> None:
+        """Let x0 come with the data.
+
+        Raises:
+            ValueError: an option of the model speaks of another x0.
+        """
+        name = type(data).__name__
+        if not isinstance(self.coupling, Independent):
+            raise ValueError(
+                f"model.coupling={self.coupling}: each x0 of {name} belongs to the x1 beside it and is not paired "
+                "anew; set model.coupling=Independent"
+            )
+        if not isinstance(self.source, Gaussian | Given):
+            raise ValueError(
+                f"model.source={self.source}: x0 comes with {name}, so no source is drawn from; leave it out"
+            )
+        if self.objective is not None:
+            raise ValueError(
+                f"model.objective={type(self.objective).__name__} needs the density of x0, and {name} gives samples "
+                "of it only; set model.objective=null"
+            )
+        self.source = data.starts
+        self.check_prediction()
 
     def check_network(self, data: str) -> None:
         """Call coupling and network once, on two samples."""
@@ -162,7 +221,7 @@ class FlowMatching(LightningModule):
         try:
             with torch.no_grad():
                 t = torch.full((2,), 0.5, device=self.device)
-                out = evaluate(self.network, self.schedule, x, t, y)
+                evaluate(self.network, self.schedule, x, t, y)
         except TypeError as error:
             raise ValueError(
                 f"model.network {type(self.network).__name__} must take net(x, t, y=None): {error}"
@@ -179,11 +238,6 @@ class FlowMatching(LightningModule):
             ) from error
         finally:
             self.network.train(training)
-        if out.shape != x.shape:
-            raise ValueError(
-                f"model.network {type(self.network).__name__} maps samples of shape {self.event_shape} to "
-                f"{tuple(out.shape[1:])}; a velocity has the shape of its point"
-            )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network.parameters())
@@ -205,10 +259,10 @@ class FlowMatching(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
         key = self.key.fold(step)
-        point, y = self.draw(batch["x1"], batch.get("y"), key)
+        point, y = self.draw(batch["x1"], batch.get("y"), key, batch.get("x0"))
         loss = self.loss(point, y, key.fold("network").rows(self.row_numbers())).mean()
         if self.logs_now:  # self.log at every step would take a quarter of a small network's time
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
@@ -226,15 +280,18 @@ class FlowMatching(LightningModule):
             weight=self.weight,
         )
 
-    def draw(self, x1: Tensor, y: Tensor | None, key: Key) -> tuple[PathSample, Tensor | None]:
-        """Points, times and velocities of this process's rows of a global batch."""
+    def draw(
+        self, x1: Tensor, y: Tensor | None, key: Key, x0: Tensor | None = None
+    ) -> tuple[PathSample, Tensor | None]:
+        """Points, times and velocities of this process's rows of a global batch; x0 too, unless it is given."""
         shard, size = self.shard, self.batch_size
         rows, device = shard.rows(size), x1.device
-        x0 = self.source.sample((size, *x1.shape[1:]), key.fold("x0").generator(device))
-        if isinstance(self.coupling, Independent):
-            x0 = x0[rows]
-        else:
-            x0, x1, y = self.couple(x0, x1, y, key, rows)
+        if x0 is None:
+            x0 = self.source.sample((size, *x1.shape[1:]), key.fold("x0").generator(device))
+            if isinstance(self.coupling, Independent):
+                x0 = x0[rows]
+            else:
+                x0, x1, y = self.couple(x0, x1, y, key, rows)
         u = torch.rand(size, generator=key.fold("time").generator(device), device=device)
         t = self.times.draw(u, self.interval)[rows]
         eps = None
@@ -280,20 +337,33 @@ class FlowMatching(LightningModule):
 
     def held_out_loss(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
         """The loss at a time and a source point keyed by each sample's index, the same in every run."""
-        x1, y = batch["x1"], batch.get("y")
-        rows = Key(0).fold(purpose).rows(batch["index"])
-        point, y = self.held_out_sample(x1, y, rows)
+        point, y, rows = self.held_out_points(batch, Key(0).fold(purpose))
         with evaluation_weights(self.trainer, self.network):
             loss = self.loss(point, y, rows)
         low, high = self.interval
         self.metrics[0].to(self.device).update(loss, (point.t - low) / (high - low))
         return {"loss": loss, "xt": point.xt, "t": point.t, "ut": point.ut}
 
+    def held_out_points(self, batch: Batch, key: Key) -> tuple[PathSample, Tensor | None, Rows]:
+        """This process's points of a block; a block that is paired is gathered, and each process pairs all of it."""
+        x1, y, index = batch["x1"], batch.get("y"), batch["index"]
+        if isinstance(self.coupling, Independent) or self.trainer.world_size == 1:
+            rows = key.rows(index)
+            return *self.held_out_sample(x1, y, rows, batch.get("x0")), rows
+        x1, index = gathered_shares(x1), gathered_shares(index)
+        y = None if y is None else gathered_shares(y)
+        mine = self.shard.rows(len(index))
+        point, y = self.held_out_sample(x1, y, key.rows(index))
+        xt, ut, t, x0, x1 = (v[mine] for v in point[:5])
+        eps = None if point.eps is None else point.eps[mine]
+        y = None if y is None else y[mine]
+        return PathSample(xt, ut, t, x0, x1, eps), y, key.rows(index[mine])
+
     def held_out_sample(
-        self, x1: Tensor, y: Tensor | None, rows: Rows
+        self, x1: Tensor, y: Tensor | None, rows: Rows, x0: Tensor | None = None
     ) -> tuple[PathSample, Tensor | None]:
-        """Points keyed by each sample's index, paired in blocks as large as a training batch."""
-        x0 = self.source.rows(rows, x1.shape[1:])
+        """Points keyed by each sample's index, paired in blocks as large as a training batch unless x0 is given."""
+        x0 = self.source.rows(rows, x1.shape[1:]) if x0 is None else x0
         if not isinstance(self.coupling, Independent):
             i, j = self.couple_blocks(x0, x1, y, int(rows.index[0]))
             x0, x1, y = x0[i], x1[j], None if y is None else y[j]
@@ -333,6 +403,7 @@ class FlowMatching(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Generated samples, one for each index, with the labels of the batch."""
         x1 = self.generate(batch["index"], batch.get("y")).x
+        x1 = self.trainer.datamodule.decode(x1)  # type: ignore[attr-defined]
         return {"x": x1, "index": batch["index"], **({"y": batch["y"]} if "y" in batch else {})}
 
     def generate(
@@ -341,18 +412,25 @@ class FlowMatching(LightningModule):
         """The samples with these numbers, by the averaged weights where there are any."""
         with evaluation_weights(self.trainer, self.network):
             return sample(
-                self.field, self.source, self.solver, index, self.event_shape,
+                self.guided, self.source, self.solver, index, self.event_shape,
                 seed=self.seed, y=y, save_at=save_at,
             )  # fmt: skip
 
     # -- checkpoints ------------------------------------------------------------------------------
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_same_layout(self, checkpoint)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is needed to sample from the weights without the data."""
+        """What is needed to sample from the weights without the data; weights that are not finite are not saved."""
+        if (found := guard(self.trainer)) is not None:
+            found.require_finite(self)
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
             "levels": self.levels,
+            "paired": isinstance(self.source, Given),
+            "latent": self.latent,
         }
 
 
@@ -360,3 +438,8 @@ def gathered(module: LightningModule, rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of the processes."""
     parts: Any = module.all_gather(rows)
     return parts.flatten(0, 1)
+
+
+def gathered_shares(rows: Tensor) -> Tensor:
+    """The same, where the processes need not have equally many."""
+    return torch.cat(gather_all_tensors(rows))

@@ -1,16 +1,35 @@
-"""Weights & Biases: a mirror of the run directory, offline unless there is an account."""
+"""Weights & Biases: a mirror of the run directory, offline unless there is an account.
+
+No run depends on it. What is written to it goes through a queue that a thread of its own empties, so a mirror that
+fails, hangs or fills its disk costs a run one message and nothing else.
+"""
 
 import netrc
 import os
-import sys
+import shutil
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import Full, Queue
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+
+WAITING = 1000
+"""Writes that may wait in the queue: more, and the mirror does not work any longer."""
+
+SPARE = 1 << 20
+"""Bytes that must be free where W&B keeps its files: it does not say itself that its disk is full."""
+
+PATIENCE = {"offline": 30.0, "online": 300.0}
+"""Seconds that the end of a run waits for the mirror."""
 
 
 @dataclass
@@ -33,9 +52,104 @@ class Tracking:
     tags: list[str] | None = None
 
 
+class Mirror(WandbLogger):
+    """A WandbLogger that cannot stop a run, nor hold it up."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.calls: Queue[Callable[[], object]] = Queue(WAITING)
+        self.thread: threading.Thread | None = None
+        self.ended = threading.Event()
+        self.lost = False
+        OPENED.append(self)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.send(partial(super().log_metrics, dict(metrics), step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self.send(partial(super().log_hyperparams, params))
+
+    @rank_zero_only
+    def log_image(
+        self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        self.send(partial(super().log_image, key, images, step, **kwargs))
+
+    def send(self, call: Callable[[], object]) -> None:
+        """Have something written when its turn comes."""
+        if threading.current_thread() is self.thread:  # it writes one thing by way of another
+            call()
+            return
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.work, name="mirror", daemon=True)
+            self.thread.start()
+        try:
+            if not self.lost:
+                self.calls.put_nowait(call)
+        except Full:
+            self.lose("it does not answer")
+
+    def work(self) -> None:
+        """Write what is in the queue, until the mirror is closed or lost."""
+        while not self.ended.is_set():
+            call = self.calls.get()
+            try:
+                self.require_space()
+                call()
+            except Exception as error:  # wandb raises many kinds, and none may stop a run
+                self.lose(str(error) or type(error).__name__)
+
+    def require_space(self) -> None:
+        folder = Path(self.experiment.dir)
+        if shutil.disk_usage(folder).free < SPARE:
+            raise OSError(f"no space left for {folder}")
+
+    def lose(self, why: str) -> None:
+        """Say once that the mirror is gone."""
+        if not self.lost:
+            self.lost = True
+            self.ended.set()
+            print(
+                f"warning: W&B is lost ({why}): this run goes on, logged to its directory only",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Wait until all is written, but not for ever, and finish the W&B run."""
+        if self._experiment is None:
+            return
+        limit = PATIENCE[self._wandb_init["mode"]]
+        self.send(self._experiment.finish)
+        self.send(self.ended.set)
+        if not self.ended.wait(limit):
+            self.lose(f"it did not finish in {limit:g} s")
+        if self.lost:
+            abandon()
+
+
+OPENED: list[Mirror] = []
+"""The mirrors of this process that are not closed."""
+
+
+def abandon() -> None:
+    """Leave W&B without its farewell at exit, which would raise, or wait for a process that is gone."""
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import module
+    from wandb.sdk.lib.service import service_token
+
+    with suppress(AttributeError):  # none of this is promised by wandb
+        setup, wandb_setup._singleton = wandb_setup._singleton, None
+        module.unset_globals()
+        service_token.clear_service_in_env()
+        setup._connection._cleanup()  # type: ignore[union-attr, misc]
+        setup._connection._proc._process.kill()  # type: ignore[union-attr]
+
+
 def wandb_logger(
     tracking: Tracking, folder: Path, experiment: str, again: bool = False
-) -> WandbLogger | None:
+) -> Mirror | None:
     """The logger of a run, whose id is that of its directory; None if disabled.
 
     Args:
@@ -62,7 +176,7 @@ def wandb_logger(
         "resume": "allow",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
     }
-    logger = WandbLogger(
+    logger = Mirror(
         name=run_id,
         id=run_id,
         project=tracking.project,
@@ -110,14 +224,21 @@ def reachable(logger: Logger) -> bool:
         return True
     try:
         _ = logger.experiment
+        without_import_hooks()
     except Exception as error:  # wandb raises many kinds, and none may stop a run
         print(f"W&B is not reachable ({error}): this run is logged to its directory only")
         return False
     return True
 
 
+def without_import_hooks() -> None:
+    """Let no `import` anywhere report to W&B: once its process is gone, that import would fail."""
+    from wandb.sdk.lib import import_hooks
+
+    import_hooks.unregister_all_post_import_hooks()
+
+
 def close_mirror() -> None:
     """Finish the W&B run of this process, so that its file is whole and the next run does not join it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
+    while OPENED:
+        OPENED.pop().close()

@@ -131,7 +131,7 @@ def test_a_network_of_ones_own_by_its_import_path(fit, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(UserWarning, match="drop is a torch.nn.Dropout"):
-        run = fit("toy/moons", "--model.network=mine.Mine", "--trainer.max_steps=2")
+        run = fit("toy/moons", "--model.network=mine.Mine", "--allow=mine", "--trainer.max_steps=2")
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 

@@ -1,0 +1,120 @@
+"""`fmlightning evaluate`: cells that are scored once, on the same noise."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fmlightning.metrics.transport import wasserstein2
+
+JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
+SMALL = (
+    "--trainer.max_steps=20",
+    "--data.test_size=100",
+    "--data.val_size=64",
+    "--evaluation.judges=[]",
+)
+
+
+@pytest.fixture
+def run(fit):
+    return fit("toy/moons", *SMALL)
+
+
+def evaluated(fmlightning, run, *options):
+    status, shown = fmlightning("evaluate", run, JUDGES, "--device=cpu", *options)
+    assert status == 0, shown
+    return json.loads((run / "evaluations" / "evaluations.json").read_text())
+
+
+def test_every_cell_is_scored_once_and_kept(fmlightning, run):
+    options = ("--solvers=euler,heun2,dopri5", "--nfe=4,9", "--tolerances=1e-3")
+    records = evaluated(fmlightning, run, *options)
+    assert [(r["method"], r["budget"]) for r in records] == [
+        ("euler", "4 steps"), ("euler", "9 steps"), ("heun2", "2 steps"), ("heun2", "4 steps"), ("dopri5", "tol 0.001"),
+    ]  # fmt: skip
+    assert [r["nfe"] for r in records[:4]] == [4, 9, 4, 8]
+    assert all(r["metrics"]["straightness"] >= 1 for r in records)
+    folder = run / "evaluations"
+    lines = (folder / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 5
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert (folder / "nfe.png").stat().st_size > 10_000
+
+    # again: nothing is computed; a torn cell and a new one are
+    files = {p: p.stat().st_mtime_ns for p in folder.glob("*-*.json")}
+    assert len(files) == 5
+    assert evaluated(fmlightning, run, *options) == records
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    torn = next(p for p in files if p.name.startswith("euler-4"))
+    torn.write_text(torn.read_text()[:50])
+    again = evaluated(fmlightning, run, *options)
+    assert [r["metrics"] for r in again] == [r["metrics"] for r in records]
+    assert [p for p in files if p.stat().st_mtime_ns != files[p]] == [torn]
+
+
+def test_it_scores_what_sample_makes(fmlightning, run, tmp_path):
+    (record,) = evaluated(fmlightning, run, "--solvers=midpoint", "--nfe=6")
+    out = tmp_path / "samples"
+    status, shown = fmlightning(
+        "sample", run, "--n=100", f"--out={out}", "--solver.method=midpoint", "--solver.num_steps=3"
+    )
+    assert status == 0, shown
+    from fmlightning.cli import instantiate_data
+    from fmlightning.runs import Run
+
+    held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
+    x = torch.from_numpy(np.load(out / "samples.npz")["x"])
+    assert record["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
+
+
+def test_guidance_is_an_axis(fmlightning, fit):
+    run = fit(
+        "images/digits", "--trainer.max_steps=2", "--model.network.channels=8", "--model.network.head_channels=8",
+        "--model.label_drop=0.1",
+    )  # fmt: skip
+    judges = '--judges=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
+    records = evaluated(fmlightning, run, judges, "--solvers=euler", "--nfe=2", "--guidance=1,3")
+    assert [r["guidance"]["scale"] for r in records] == [1, 3]
+    assert [r["label"] for r in records] == ["euler", "euler, w = 3"]
+    assert records[0]["metrics"] != records[1]["metrics"]
+    assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--solvers=heun",), "--solvers heun: choose from euler"),
+        (("--solvers=rk4", "--nfe=3"), "pays for no step of rk4"),
+        (("--guidance=2",), "needs a model with labels"),
+        (("--nfe=5,,6",), "--nfe"),
+        (("--tolerances=-1", "--solvers=dopri5"), "rtol=-1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(fmlightning, run, options, message):
+    status, shown = fmlightning("evaluate", run, JUDGES, *options)
+    assert status == 2
+    assert message in shown
+    assert "Traceback" not in shown
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_say_the_same(fmlightning, run, repository):
+    options = ("--solvers=euler,dopri5", "--nfe=5", "--batch_size=30", JUDGES, "--device=cpu")
+    alone = evaluated(fmlightning, run, *options)
+    for cell in (run / "evaluations").iterdir():
+        cell.unlink()
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fmlightning",
+         "evaluate", str(run), *options],
+        check=True, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
+    )  # fmt: skip
+    together = json.loads((run / "evaluations" / "evaluations.json").read_text())
+    for a, b in zip(alone, together, strict=True):
+        assert a["nfe"] == b["nfe"]
+        assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-9)  # sums in another order
