@@ -7,7 +7,7 @@ reads what is there and computes the rest. The samples of a cell are made once, 
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     with quiet(), processes() as shard:
         bench = Bench.open(options, shard)
-        records = bench.records(cells(bench.flow, options))
+        records = bench.records()
         if shard.rank == 0:
             show(bench.folder, records)
     return 0
@@ -200,6 +200,7 @@ class Bench:
     """What all cells share: the model, the data, the judges and where the files go."""
 
     flow: TrainedFlow
+    cells: list[Cell]
     data: FlowData
     judges: list[Judge]
     folder: Path
@@ -218,6 +219,7 @@ class Bench:
         flow, data = load_flow(options.run, ema=options.ema), instantiate_data(run.config)
         if flow.paired:
             flow = replace(flow, source=data.starts)
+        wanted = cells(flow, options)
         asked = run.config.get("evaluation") or {}
         named = plain(options.judges) if options.judges is not None else asked.get("judges")
         judges = instantiate_judges(named or [])
@@ -243,14 +245,14 @@ class Bench:
             "data": data.fingerprint,
         }
         return cls(
-            flow, data, judges, run.path / "evaluations", shard, device, batch_size, seed, identity,
+            flow, wanted, data, judges, run.path / "evaluations", shard, device, batch_size, seed, identity,
             options.overwrite,
         )  # fmt: skip
 
-    def records(self, wanted: Sequence[Cell]) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """The record of each cell, read where it is there and computed where it is not."""
-        found = {cell: None if self.overwrite else self.read(cell) for cell in wanted}
-        missing = [cell for cell in wanted if found[cell] is None]
+        found = {cell: None if self.overwrite else self.read(cell) for cell in self.cells}
+        missing = [cell for cell in self.cells if found[cell] is None]
         if missing:
             self.prepare()
         with Progress(disable=self.shard.rank > 0) as progress:

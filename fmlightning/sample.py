@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
         flow = replace(flow, source=data.starts)
     solver, field = override(flow.solver, options), guided(flow, options)
     folder = Path(options.out) if options.out else Run.open(options.run).path / "samples"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: name a folder")
     if (folder / "samples.npz").exists() and not options.overwrite:
         raise ValueError(
             f"{folder / 'samples.npz'} exists: choose another folder with --out, or add --overwrite true"

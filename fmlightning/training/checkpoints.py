@@ -127,10 +127,11 @@ class Checkpoints(Checkpoint):
         every_n_train_steps: optimiser steps between two checkpoints; null where the next two say when.
         every_n_epochs: epochs between two checkpoints.
         train_time_interval: time between two checkpoints, such as 0:30:00.
-        monitor: the metric that tells the best, any column of metrics.csv that is new at a checkpoint: val/loss,
-            eval/w2, ...; null keeps the newest.
+        monitor: the metric that tells the best, any column of metrics.csv: val/loss, eval/w2, ...; null keeps the
+            newest. Under one of validation each validation is followed by a checkpoint; any other ranks the
+            checkpoints at which it is new.
         mode: whether the best is the min or the max.
-        save_top_k: how many are kept beside `last.ckpt`; -1 keeps all.
+        save_top_k: how many are kept beside `last.ckpt`; -1 keeps all. The newest is there in any case, but at 0.
         save_on_exception: whether a run that is stopped between two steps saves them.
         dirpath: where; the command line sets it to the run's own folder.
     """
@@ -158,6 +159,7 @@ class Checkpoints(Checkpoint):
         self.save_on_exception = save_on_exception
         self.dirpath = dirpath
         self.kept: dict[str, float] = {}
+        self.spare: str | None = None
         self.saved, self.deferred = 0, False
 
     @property
@@ -165,11 +167,11 @@ class Checkpoints(Checkpoint):
         return "Checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "kept": self.kept}
+        return {"monitor": self.monitor, "kept": self.kept, "spare": self.spare}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["monitor"] == self.monitor:
-            self.kept = state_dict["kept"]
+            self.kept, self.spare = state_dict["kept"], state_dict.get("spare")
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -264,6 +266,8 @@ class Checkpoints(Checkpoint):
         ends = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         if (steps and step % steps == 0) or (epochs and ends and epoch % epochs == 0):
             return True
+        if (self.monitor or "").startswith("val/") and validation_follows(trainer):
+            return True
         if self.train_time_interval is None:
             return False
         passed = time.monotonic() - self.since >= self.train_time_interval.total_seconds()
@@ -277,12 +281,14 @@ class Checkpoints(Checkpoint):
         """
         self.saved, self.deferred, self.since = trainer.global_step, False, time.monotonic()
         name = f"{trainer.global_step:08d}.ckpt"
-        before = self.kept
+        before = {*self.kept, self.spare}
         self.kept = trainer.strategy.broadcast(self.best_with(name, self.score(trainer)))
-        if name in self.kept:
+        # what is not among the best stands in for `last.ckpt`, should that be damaged, until the next is there
+        self.spare = name if self.save_top_k and name not in self.kept else None
+        if name in self.kept or name == self.spare:
             trainer.save_checkpoint(self.folder / name, weights_only=False)
-        for replaced in before.keys() - self.kept.keys():
-            trainer.strategy.remove_checkpoint(self.folder / replaced)
+        for replaced in before - {*self.kept, self.spare, None}:
+            trainer.strategy.remove_checkpoint(self.folder / replaced)  # type: ignore[operator]
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
 
     # -- the best -----------------------------------------------------------------------------------

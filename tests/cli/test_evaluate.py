@@ -103,6 +103,12 @@ def test_what_cannot_be_is_refused_before_anything_is_made(fmlightning, run, opt
     assert not (run / "evaluations").exists()
 
 
+def test_budgets_are_looked_at_before_judges(fmlightning, run):
+    status, shown = fmlightning("evaluate", run, "--nfe=0")
+    assert status == 2
+    assert "--nfe [0]" in shown
+
+
 @pytest.mark.slow
 def test_two_processes_say_the_same(fmlightning, run, repository):
     options = ("--solvers=euler,dopri5", "--nfe=5", "--batch_size=30", JUDGES, "--device=cpu")

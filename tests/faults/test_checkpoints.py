@@ -383,7 +383,7 @@ def test_the_best_by_any_logged_metric_are_kept(fit, monitor, mode):
     scores = {int(r["step"]) + ahead: float(r[monitor]) for r in rows if r[monitor]}
     saved = [step for step in scores if step % 4 == 0]
     best = sorted(saved, key=lambda step: scores[step], reverse=mode == "max")[:2]
-    expected = sorted(f"{step:08d}.ckpt" for step in best)
+    expected = sorted(f"{step:08d}.ckpt" for step in {*best, 20})  # the newest is there in any case
     assert names(run / "checkpoints") == [*expected, "last.ckpt"]
     for name in expected:
         assert sealed_step(run / "checkpoints" / name) == int(name[:8])
@@ -394,8 +394,29 @@ def test_only_a_metric_that_is_new_ranks_a_checkpoint(fit):
         "toy/moons", *SMALL, "--trainer.max_steps=20", "--trainer.val_check_interval=8",
         "--checkpoints.save_top_k=-1", "--checkpoints.monitor=val/loss",
     )  # fmt: skip
-    assert names(run / "checkpoints") == ["00000008.ckpt", "00000016.ckpt", "last.ckpt"]
-    assert sealed_step(run / "checkpoints" / "last.ckpt") == 20
+    numbered = ["00000008.ckpt", "00000016.ckpt", "00000020.ckpt"]  # steps 4 and 12 have made room
+    assert names(run / "checkpoints") == [*numbered, "last.ckpt"]
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"][
+        "Checkpoints"
+    ]
+    assert set(saved["kept"]) == set(numbered[:2])
+    assert saved["spare"] == numbered[2]
+
+
+def test_a_metric_of_validation_has_a_checkpoint_wherever_it_is_measured(fit):
+    """Validation after 4, 8, 12 and a checkpoint after 5, 10: the ranks need both, and so does a damaged last one."""
+    options = (
+        *SMALL, "--trainer.max_steps=12", "--checkpoints.every_n_train_steps=5", "--checkpoints.save_top_k=1",
+        "--checkpoints.monitor=val/loss",
+    )  # fmt: skip
+    run = fit("toy/moons", *options)
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    scores = {int(r["step"]) + 1: float(r["val/loss"]) for r in rows if r["val/loss"]}
+    assert list(scores) == [4, 8, 12]
+    best = min(scores, key=lambda step: scores[step])
+    assert names(run / "checkpoints") == [*sorted(f"{s:08d}.ckpt" for s in {best, 12}), "last.ckpt"]
+    run = fit("toy/moons", *options, "--trainer.max_steps=10", name="ten")
+    assert names(run / "checkpoints")[-2:] == ["00000010.ckpt", "last.ckpt"]  # unranked, and there
 
 
 @pytest.mark.parametrize(
