@@ -38,6 +38,7 @@ from fmlightning.parser import FlowParser
 from fmlightning.plotting import quality
 from fmlightning.runs import Run, TrainedFlow, load_flow
 from fmlightning.sample import pick_device
+from fmlightning.training.sealed import put_in_place
 
 DESCRIPTION = """Score a trained run under many solvers, budgets and guidance scales.
 
@@ -156,7 +157,7 @@ def cells(flow: TrainedFlow, options: Any) -> list[Cell]:
     scales = options.guidance or [flow.guidance.scale]
     guidances = [replace(flow.guidance, scale=w) for w in scales]
     for guidance in guidances:
-        guidance.free(flow.field, flow.num_classes)  # refuses a model without labels
+        flow.guided(guidance)  # refuses a model that was not trained for it
     solvers = [s for method in options.solvers for s in budgets(flow.solver, method, options)]
     return [Cell(solver, guidance) for guidance in guidances for solver in solvers]
 
@@ -278,7 +279,7 @@ class Bench:
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Generate the samples of a cell and write down their scores, or why there are none."""
-        guided = cell.guidance.free(self.flow.field, self.flow.num_classes)
+        guided: Any = self.flow.guided(cell.guidance)
         record = self.describe(cell)
         try:
             record |= self.scores(guided.to(self.device), cell.solver)
@@ -291,10 +292,8 @@ class Bench:
                 judge.reset()
         if self.shard.rank == 0 and "error" not in record:
             self.folder.mkdir(exist_ok=True)
-            path = self.file(cell)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
-            temporary.replace(path)
+            with put_in_place(self.file(cell)) as file:
+                file.write((json.dumps(record, indent=2) + "\n").encode())
         return record
 
     def scores(self, field: TrainedField, solver: ODESolver) -> dict[str, Any]:

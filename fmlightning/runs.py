@@ -24,7 +24,7 @@ from fmlightning.training.sealed import require_whole, sealed_step
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fmlightning.flow.fields import NetworkField
+    from fmlightning.flow.fields import NetworkField, TrainedField
     from fmlightning.flow.guidance import Guidance
     from fmlightning.flow.ode import ODESolver
     from fmlightning.flow.sources import Source
@@ -238,6 +238,7 @@ class TrainedFlow:
         source: the law at t = 0.
         solver: the solver of the run's config.
         guidance: the guidance of the run's config, for classes.
+        label_drop: how often labels were hidden in training.
         event_shape: the shape of one sample.
         num_classes: number of labels, 0 for none.
         levels: grey levels of images, or None.
@@ -250,12 +251,21 @@ class TrainedFlow:
     source: "Source"
     solver: "ODESolver"
     guidance: "Guidance"
+    label_drop: float
     event_shape: tuple[int, ...]
     num_classes: int
     levels: int | None
     seed: int
     paired: bool = False
     latent: bool = False
+
+    def guided(self, guidance: "Guidance") -> "TrainedField":
+        """The field under classifier-free guidance.
+
+        Raises:
+            ValueError: the model was not trained for it.
+        """
+        return guidance.free(self.field, self.num_classes if self.label_drop else 0)
 
 
 def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> "NetworkField":
@@ -299,6 +309,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         model.source,
         model.solver,
         model.guidance,
+        model.label_drop,
         tuple(flow["event_shape"]),
         flow["num_classes"],
         flow["levels"],

@@ -167,7 +167,7 @@ def guided(flow: TrainedFlow, options: Any) -> TrainedField:
     weaker = changes.pop("weaker", None)
     guidance: Guidance = replace(flow.guidance, **changes)
     if weaker is None:
-        return guidance.free(flow.field, flow.num_classes)
+        return flow.guided(guidance)
     with quiet():
         other = load_flow(weaker, ema=options.ema)
     if other.event_shape != flow.event_shape:

@@ -66,15 +66,18 @@ class Guidance:
     def free(self, field: NetworkField, num_classes: int) -> "NetworkField | GuidedField":
         """Classifier-free guidance of a field whose network takes the label `num_classes` for "no label".
 
+        Args:
+            num_classes: 0 where the model has no labels, or has never been trained without them.
+
         Raises:
-            ValueError: the model has no labels.
+            ValueError: the model does not know what "no label" is.
         """
         if self.none:
             return field
         if not num_classes:
             raise ValueError(
                 f"guidance.scale={self.scale:g} needs a model with labels, trained with label_drop > 0; "
-                "this one has none: leave it at 1, or guide with a weaker model"
+                "this one was not: leave it at 1, or guide with a weaker model"
             )
         return GuidedField(self, field, null=num_classes)
 

@@ -143,7 +143,7 @@ class FlowMatching(LightningModule):
     @property
     def guided(self) -> TrainedField:
         """The field that samples follow."""
-        return self.guidance.free(self.field, self.num_classes)
+        return self.guidance.free(self.field, self.num_classes if self.label_drop else 0)
 
     # -- set-up ---------------------------------------------------------------------------------
 

@@ -85,6 +85,17 @@ def test_guidance_is_an_axis(fmlightning, fit):
     assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
 
 
+def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightning, fit, tmp_path):
+    run = fit(
+        "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
+    )  # fmt: skip
+    status, shown = fmlightning(
+        "sample", run, "--n=2", f"--out={tmp_path / 'o'}", "--guidance.scale=2"
+    )
+    assert status == 2
+    assert "label_drop > 0" in shown
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
