@@ -32,9 +32,11 @@ import fmlightning.data.huggingface
 import fmlightning.data.imagenet
 import fmlightning.data.latents
 import fmlightning.data.photos
+import fmlightning.data.points
 import fmlightning.data.standard
 import fmlightning.data.toy
 import fmlightning.flow.couplings
+import fmlightning.flow.scattered
 import fmlightning.metrics.frechet
 import fmlightning.metrics.inception_score
 import fmlightning.metrics.kernel

@@ -48,7 +48,7 @@ class ToyData(FlowData):
                 raise ValueError(f"data.{name}_size={size} must be at least 1")
         if steps_per_epoch < 1:
             raise ValueError(f"data.steps_per_epoch={steps_per_epoch} must be at least 1")
-        self.target = target
+        self.target, self.trained_on = target, target.part("train")
         self.event_shape = target.event_shape
         self.sizes = {"val": val_size, "test": test_size, "reference": test_size}
         self.endless_steps = steps_per_epoch
@@ -60,7 +60,7 @@ class ToyData(FlowData):
     def draw(self, split: str, size: int) -> torch.Tensor:
         """The fixed sample of a split; it does not depend on the seed of the run."""
         rows = Key(0).fold("toy", split).rows(torch.arange(size))
-        return self.target.rows(rows, self.event_shape)
+        return self.target.part(split).rows(rows, self.event_shape)
 
     @property
     def splits(self) -> dict[str, str]:
@@ -85,7 +85,7 @@ class ToyData(FlowData):
         if self.order is not None:
             return {"x1": self.points[self.order.indices(step)[rows]]}
         generator = self.key.fold("points", step).generator()
-        return {"x1": self.target.sample((self.batch_size, *self.event_shape), generator)[rows]}
+        return {"x1": self.trained_on.sample((self.batch_size, *self.event_shape), generator)[rows]}
 
     def eval_samples(self, split: str) -> Batch:
         return {"x1": self.draw(split, self.sizes[split])}

@@ -63,6 +63,10 @@ class Source(ABC):
         u = rows.uniform((self.uniforms,), stream=1, dtype=dtype)
         return self.transform(u, rows.normal(event_shape, dtype=dtype))
 
+    def part(self, split: str) -> "Source":
+        """The law that a split of the data is drawn from: itself, unless it is a finite set that is shared out."""
+        return self
+
     def check(self, shape: Sequence[int]) -> None:
         if self.event_shape is not None and tuple(shape[1:]) != self.event_shape:
             raise ValueError(

@@ -156,3 +156,93 @@ class Spirals(Toy):
         angle = math.pi * (3 * radius + (u[:, 0] < 0.5).to(radius))
         arm = radius[:, None] * torch.stack((angle.cos(), angle.sin()), -1)
         return self.scale * arm + self.noise * z
+
+
+@dataclass(frozen=True)
+class SwissRoll(Toy):
+    """The spiral sheet of scikit-learn's `make_swiss_roll`, seen from the side (its axes 0 and 2).
+
+    Args:
+        scale: factor on the roll, whose outer end is 14.1 from the middle.
+        noise: standard deviation around the roll, before scaling.
+    """
+
+    scale: float = 0.2
+    noise: float = 0.25
+
+    uniforms = 1
+
+    def transform(self, u: Tensor, z: Tensor) -> Tensor:
+        angle = 1.5 * math.pi * (1 + 2 * u[:, 0])
+        roll = angle[:, None] * torch.stack((angle.cos(), angle.sin()), -1)
+        return self.scale * (roll + self.noise * z)
+
+
+@dataclass(frozen=True)
+class Pinwheel(Toy):
+    """Curved arms around the origin: a point r along its arm and s across it is turned by `rate` exp(r).
+
+    Source: Johnson et al. 2016, arXiv:1603.06277, with the parameters of FFJORD, arXiv:1810.01367.
+
+    Args:
+        arms: number of arms.
+        radial: standard deviation of r, whose mean is 1.
+        tangential: standard deviation of s, whose mean is 0.
+        rate: how strongly the arms are bent.
+        scale: factor on the whole.
+    """
+
+    arms: int = 5
+    radial: float = 0.3
+    tangential: float = 0.1
+    rate: float = 0.25
+    scale: float = 2.0
+
+    uniforms = 1
+
+    def __post_init__(self) -> None:
+        if self.arms < 1:
+            raise ValueError(f"arms={self.arms} must be at least 1")
+
+    def transform(self, u: Tensor, z: Tensor) -> Tensor:
+        r, s = 1 + self.radial * z[:, 0], self.tangential * z[:, 1]
+        arm = (self.arms * u[:, 0]).floor().clamp(max=self.arms - 1)
+        angle = 2 * math.pi / self.arms * arm + self.rate * r.exp()
+        turned = (r * angle.cos() - s * angle.sin(), r * angle.sin() + s * angle.cos())
+        return self.scale * torch.stack(turned, -1)
+
+
+@dataclass(frozen=True)
+class Funnel(Source):
+    """Neal's funnel: x_1 ~ N(0, std^2), and the others ~ N(0, exp(x_1)) given x_1.
+
+    Source: Neal 2003, Annals of Statistics 31(3), sec. 8.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        std: standard deviation of the first.
+    """
+
+    dim: int = 2
+    std: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or not 0 < self.std < math.inf:
+            raise ValueError(
+                f"dim={self.dim} must be at least 2 and std={self.std} positive: "
+                "the first dimension sets the width of the others"
+            )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.dim,)
+
+    def transform(self, u: Tensor, z: Tensor) -> Tensor:
+        first = self.std * z[:, :1]
+        return torch.cat((first, (first / 2).exp() * z[:, 1:]), 1)
+
+    def log_prob(self, x: Points) -> PerSample:
+        first, rest = x[:, 0], x[:, 1:]
+        squares = (first / self.std).square() + (rest.square().sum(1) * (-first).exp())
+        log_scales = math.log(self.std) + (self.dim - 1) * first / 2
+        return -squares / 2 - log_scales - self.dim / 2 * math.log(2 * math.pi)

@@ -12,13 +12,26 @@ from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.toys import (
     Checkerboard,
     EightGaussians,
+    Funnel,
     Moons,
+    Pinwheel,
     Rings,
     SCurve,
     Spirals,
+    SwissRoll,
 )
 
-TOYS = [EightGaussians(), Moons(), Checkerboard(), SCurve(), Rings(), Spirals()]
+TOYS = [
+    EightGaussians(),
+    Moons(),
+    Checkerboard(),
+    SCurve(),
+    Rings(),
+    Spirals(),
+    SwissRoll(),
+    Pinwheel(),
+    Funnel(),
+]
 KNOWN = [EightGaussians(), Checkerboard(), Gaussian()]
 every = pytest.mark.parametrize("toy", TOYS, ids=lambda toy: type(toy).__name__)
 known = pytest.mark.parametrize("law", KNOWN, ids=lambda law: type(law).__name__)
@@ -43,8 +56,15 @@ def s_curve(n):
     return torch.from_numpy(x[:, [0, 2]])
 
 
+def swiss_roll(n):
+    x, _ = datasets.make_swiss_roll(n, noise=0.25, random_state=0)
+    return torch.from_numpy(x[:, [0, 2]]) / 5
+
+
 @pytest.mark.parametrize(
-    ("law", "truth"), [(Moons(), moons), (SCurve(), s_curve)], ids=["moons", "s"]
+    ("law", "truth"),
+    [(Moons(), moons), (SCurve(), s_curve), (SwissRoll(), swiss_roll)],
+    ids=["moons", "s", "swiss roll"],
 )
 def test_toys_have_scikit_learns_law(law, truth):
     """Against the distances of 40 random splits of the pooled points: no further than all but one."""
@@ -86,6 +106,55 @@ def test_spirals_arms_have_the_radius_of_their_angle():
     wound = (x[:, 1].atan2(x[:, 0]) - 3 * math.pi * radius) % math.pi
     assert torch.minimum(wound, math.pi - wound).max() < 1e-9
     assert stats.kstest((radius**2).numpy(), "uniform").pvalue > 1e-3
+
+
+def test_pinwheel_unwinds_to_its_gaussians():
+    """Turned back by rate exp(r), every point lies on one of the arms, with normal r and s."""
+    n = 6000
+    x = draw(Pinwheel(), n) / 2
+    r = x.norm(dim=1)  # r^2 + s^2 = |x|^2: five turns find r, as s is small
+    for _ in range(50):
+        back = x[:, 1].atan2(x[:, 0]) - 0.25 * r.exp()
+        arm = (back / (2 * math.pi / 5)).round()
+        s = x.norm(dim=1) * (back - arm * 2 * math.pi / 5).sin()
+        r = (x.square().sum(1) - s.square()).clamp(min=0).sqrt()
+    easy = r > 0.4  # nearer to the middle the arms overlap: 2.3 % of the points
+    assert easy.double().mean() > 0.95
+    assert stats.kstest((s[easy] / 0.1).numpy(), "norm").pvalue > 1e-3
+    cut = stats.truncnorm((0.4 - 1) / 0.3, math.inf, loc=1, scale=0.3)
+    assert stats.kstest(r[easy].numpy(), cut.cdf).pvalue > 1e-3
+    counts = (arm[easy] % 5).long().bincount(minlength=5)
+    expected = easy.sum() / 5
+    assert ((counts - expected).abs() < 4.5 * (expected * 0.8).sqrt()).all()
+
+
+def test_funnels_density_is_the_product_of_its_normals():
+    law = Funnel(dim=4, std=1.5)
+    x = law.sample((50, 4), Key(0).generator(), torch.float64)
+    first, rest = x[:, 0].numpy(), x[:, 1:].numpy()
+    widths = torch.from_numpy(first).div(2).exp().numpy()[:, None]
+    truth = stats.norm.logpdf(first, scale=1.5) + stats.norm.logpdf(rest, scale=widths).sum(1)
+    assert law.log_prob(x).numpy() == pytest.approx(truth, rel=1e-12)  # rounding
+
+
+def test_funnel_has_its_law():
+    x = Funnel(dim=3).sample((4000, 3), Key(0).generator(), torch.float64)
+    assert stats.kstest((x[:, 0] / 3).numpy(), "norm").pvalue > 1e-3
+    whitened = x[:, 1:] / (x[:, :1] / 2).exp()
+    assert stats.kstest(whitened.flatten().numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (lambda: Funnel(dim=1), "dim=1"),
+        (lambda: Funnel(std=0.0), "std=0.0"),
+        (lambda: Pinwheel(arms=0), "arms=0"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(make, cause):
+    with pytest.raises(ValueError, match=cause):
+        make()
 
 
 @known
