@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo verify gallery test test-all lint format lock clean
+.PHONY: help install demo verify gallery docs test test-all lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ verify: $(STAMP) ## hold the mathematics against closed-form oracles and print t
 gallery: $(STAMP) ## draw the pictures of the theory in experiments/seed_gallery
 	$(BIN)/python experiments/seed_gallery/gallery.py
 
+docs: $(STAMP) ## write the documentation as HTML into site/
+	$(BIN)/python docs/build.py
+
 lint: $(STAMP) ## ruff, the format check and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +58,4 @@ lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
 
 clean: ## remove .venv and the caches; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

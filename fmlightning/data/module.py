@@ -126,6 +126,7 @@ class FlowData(LightningDataModule):
         return Shard(self.trainer.global_rank, self.trainer.world_size)
 
     def setup(self, stage: str) -> None:
+        """Refuse what the number of processes does not allow, before any stage."""
         self.check(self.shard.world_size)
 
     def check(self, world_size: int) -> None:
@@ -137,6 +138,7 @@ class FlowData(LightningDataModule):
             )
 
     def train_dataloader(self) -> TrainBatches:
+        """This process's rows of every training batch, from where the run stands."""
         rows = self.shard.rows(self.batch_size)
         return TrainBatches(lambda n: self.train_batch(n, rows), self.steps_per_epoch, self.start)
 
@@ -160,12 +162,15 @@ class FlowData(LightningDataModule):
         return self.eval_samples(split)
 
     def val_dataloader(self) -> Blocks:
+        """The held-out samples of validation, in blocks."""
         return self.eval_batches("val")
 
     def test_dataloader(self) -> Blocks:
+        """The held-out samples of testing, in blocks."""
         return self.eval_batches("test")
 
     def predict_dataloader(self) -> Blocks:
+        """The blocks of testing, whose indices and labels `predict` generates for."""
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:

@@ -240,6 +240,7 @@ class FlowMatching(LightningModule):
             self.network.train(training)
 
     def configure_optimizers(self) -> Any:
+        """The optimiser of the network's weights, and the schedule of its learning rate, a step at a time."""
         optimizer = self.optimizer(self.network.parameters())
         if "bf16" in str(self.trainer.precision):
             # Lightning refuses to clip for a fused optimiser, for the sake of a scaler that bf16 does not have
