@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import report, seconds
+from ratios import row
+from timing import by_turns, report
 from torch import Tensor, nn
 
 import fmlightning
@@ -74,8 +75,9 @@ def main() -> None:
     cfm = stepper(matched, lambda: cfm_loss(matched, path.schedule, path.sample(x0, x1, t)))
     cnf = stepper(likely, lambda: objective(field, x1, Gaussian()))
     cfm(), cnf()  # the warm-up
-    pairs = [(seconds(cfm), seconds(cnf)) for _ in range(flags.repeats)]
+    pairs = by_turns(cfm, cnf, flags.repeats)
     result = {
+        "rows": [row("training step, points", "maximum likelihood", pairs)],
         "batch": BATCH,
         "flow_matching_s": statistics.median(a for a, _ in pairs),
         "maximum_likelihood_s": statistics.median(b for _, b in pairs),

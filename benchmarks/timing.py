@@ -1,15 +1,27 @@
-"""Two ways to one result, timed by turns in one process, so that a busy machine slows both."""
+"""Two ways to one result, timed by turns in one process, so that a busy machine slows both.
+
+A benchmark is a script that measures, prints one line for each comparison, and writes JSON with `--out`:
+
+    flags = settings(__doc__, repeats=15)
+    pairs = by_turns(ours, theirs, flags.repeats)
+    rows = [row("what", "against whom", pairs, at_least=2.5)]     # of ratios.py
+    report({"rows": rows, ...}, flags)
+
+`make bench` runs them all, and its table is made of their `rows`.
+"""
 
 import argparse
+import gc
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import facts
+from ratios import interval
 from torch import Tensor
 
 
@@ -19,8 +31,8 @@ def side_by_side(
     *,
     repeats: int,
     atol: float,
-) -> dict[str, float]:
-    """Median seconds of both and the median of the ratios pair by pair.
+) -> dict[str, Any]:
+    """Median seconds of both and the median of the ratios pair by pair, with the pairs and an interval.
 
     Raises:
         ValueError: their results differ by more than atol, so they did not do the same work.
@@ -28,42 +40,87 @@ def side_by_side(
     difference = float((ours() - theirs()).abs().max())  # also the warm-up
     if not difference <= atol:
         raise ValueError(f"the two results differ by {difference:g}, more than atol={atol:g}")
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    pairs = by_turns(ours, theirs, repeats)
+    ratio = interval([b / a for a, b in pairs])
     return {
         "ours_s": statistics.median(a for a, _ in pairs),
         "theirs_s": statistics.median(b for _, b in pairs),
-        "times_faster": statistics.median(b / a for a, b in pairs),
+        "times_faster": ratio.median,
+        "interval": [ratio.low, ratio.high],
         "difference": difference,
+        "pairs_s": pairs,
     }
 
 
-def seconds(run: Callable[[], Tensor]) -> float:
+def by_turns(
+    ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int
+) -> list[tuple[float, float]]:
+    """Seconds of both, each pair next to each other in time; who goes first alternates. Warm up before."""
+    pairs = []
+    for k in range(repeats):
+        if k % 2:
+            second, first = seconds(theirs), seconds(ours)
+        else:
+            first, second = seconds(ours), seconds(theirs)
+        pairs.append((first, second))
+    return pairs
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Seconds of one call, garbage of earlier ones left out."""
+    gc.collect()
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
 
 
+def parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """The flags of every benchmark, for those that add their own."""
+    flags = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--repeats", type=int, default=repeats)
+    flags.add_argument("--threads", type=int, default=1)
+    flags.add_argument("--out", type=Path, help="a JSON file; printed if not given")
+    return flags
+
+
 def settings(description: str, repeats: int) -> argparse.Namespace:
-    """The flags of every benchmark."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="a JSON file; printed if not given")
-    flags = parser.parse_args()
+    """The flags of every benchmark, read."""
+    flags = parser(description, repeats).parse_args()
     torch.set_num_threads(flags.threads)
     return flags
 
 
 def report(result: dict[str, Any], flags: argparse.Namespace) -> None:
-    """Write or print the result with what it was measured on."""
-    result["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": flags.threads,
-        "torch": torch.__version__,
-        "repeats": flags.repeats,
-    }
+    """Print the table of `rows`, if there are any; write or print the result with what it was measured on."""
+    result["machine"] = {**facts(), "threads": flags.threads, "repeats": flags.repeats}
+    if result.get("rows"):
+        print(table(result["rows"]))
     text = json.dumps(result, indent=2) + "\n"
     if flags.out is None:
         print(text, end="")
     else:
         flags.out.write_text(text)
+
+
+HEAD = "comparison", "against", "of", "ratio", "95 %", "pairs", "bar", "verdict"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of ratios.py in columns."""
+    lines = [HEAD, *(cells(r) for r in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def cells(r: dict[str, Any]) -> tuple[str, ...]:
+    """One row as text."""
+    spread = f"{r['low']:.3g} to {r['high']:.3g}"
+    return (
+        r["name"], r["peer"], r["quantity"], f"{r['ratio']:.3g}", spread,
+        str(r["pairs"]), r["bar"] or "", r["verdict"],
+    )  # fmt: skip

@@ -59,7 +59,7 @@ def write_texts(out: Path) -> None:
     for name, source in TEXTS.items():
         text = (ROOT / source).read_text()
         write_page(out / name, text, up="")
-        copy_pictures(text, ROOT, out)
+        copy_shown(text, ROOT, out)
 
 
 def write_experiments(out: Path) -> None:
@@ -69,7 +69,7 @@ def write_experiments(out: Path) -> None:
         text, folder = readme.read_text(), readme.parent
         there = out / "experiments" / folder.name
         write_page(there / "index.html", text, up="../../")
-        copy_pictures(text, folder, there)
+        copy_shown(text, folder, there)
         cards.append(card(folder.name, text))
     write_page(out / "gallery.html", "# Experiments\n\n" + "\n\n".join(cards), up="")
 
@@ -91,10 +91,15 @@ def pictures(text: str) -> Iterator[str]:
             yield target
 
 
-def copy_pictures(text: str, source: Path, out: Path) -> None:
-    for picture in pictures(text):
-        (out / picture).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / picture, out / picture)
+def copy_shown(text: str, source: Path, out: Path) -> None:
+    """The pictures that a text shows, and the files beside it that it leads to."""
+    for target in re.findall(r"\]\(([^)\s#]+)\)", text):
+        file = source / target
+        if "://" in target or target.endswith("README.md") or not file.is_file():
+            continue
+        if file.resolve().is_relative_to(source):
+            (out / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, out / target)
 
 
 def write_page(path: Path, text: str, up: str) -> None:

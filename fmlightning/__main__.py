@@ -15,21 +15,24 @@ Train, sample and compare flow matching models.
 
 train (LightningCLI: every option of model, data, trainer and callbacks; --help lists them)
   fit --config FILE       train; the run directory is printed at the start and at the end
+  find_batch_size         the largest batch of a config that fits into the memory, and how fast each trains
   validate | test         score the last checkpoint of a config's run, or --ckpt_path RUN
   predict                 generate one sample for each test sample and save them
 
 use
   sample RUN --n N        generate samples from a trained run: a picture and an .npz file
   evaluate RUN            score solvers x NFE x guidance on the same weights and noise: table and figure
+  sweep FILE              train and evaluate the cells of a comparison: axes x seeds, then solvers x NFE
   reproduce RUN           run a finished run again, and say what came out otherwise
+  ema RUN --sigma-rel S   an average of the weights whose width is chosen after training, as a file
   export RUN --out DIR    weights and config as files that plain torch reads
   verify                  hold the mathematics against closed-form oracles and print the table
   doctor                  what this machine has, and whether a run trains and resumes on it
 
 look (these start at once)
-  ls [DIR]                list the runs below a directory
-  show RUN                what a run was, how it ended, its scores and its pictures
-  report RUN...           a table of scores over runs: mean, spread, number of seeds
+  ls [DIR]                list the runs below a directory: what differs, status, scores
+  show RUN                what a run was, how it ended, its scores, evaluations and pictures
+  report DIR...           tables over seeds, paired differences, curves and a page of runs or of a sweep
 
   --version   --help      `fmlightning COMMAND --help` explains one command
   --debug                 with any command: show the traceback of an error
@@ -41,8 +44,11 @@ exit status of fit: 75 after USR1 or USR2, 143 after TERM, 130 after Ctrl-C; --c
 TRAINER = ("fit", "validate", "test", "predict")
 COMMANDS = (
     *TRAINER,
+    "find_batch_size",
     "sample",
     "evaluate",
+    "sweep",
+    "ema",
     "export",
     "reproduce",
     "verify",
@@ -109,18 +115,30 @@ def run(command: str, argv: list[str]) -> int:
         from fmlightning.cli import train
 
         return train([command, *argv])
+    if command == "find_batch_size":
+        from fmlightning.batch_size.command import main as find_batch_size
+
+        return find_batch_size(argv)
     if command == "sample":
         from fmlightning.sample import main as sample
 
         return sample(argv)
+    if command == "ema":
+        from fmlightning.averages import main as ema
+
+        return ema(argv)
     if command == "export":
         from fmlightning.export import main as export
 
         return export(argv)
     if command == "evaluate":
-        from fmlightning.evaluate import main as evaluate
+        from fmlightning.evaluate.command import main as evaluate
 
         return evaluate(argv)
+    if command == "sweep":
+        from fmlightning.sweep.command import main as sweep
+
+        return sweep(argv)
     if command == "verify":
         from fmlightning.verify import main as verify
 
@@ -133,10 +151,18 @@ def run(command: str, argv: list[str]) -> int:
         from fmlightning.doctor import main as doctor
 
         return doctor(argv)
-    if command in ("ls", "show", "report"):
-        from fmlightning import report
+    if command == "ls":
+        from fmlightning.listing import main as listing
 
-        return getattr(report, f"main_{command}")(argv)
+        return listing(argv)
+    if command == "show":
+        from fmlightning.showing import main as showing
+
+        return showing(argv)
+    if command == "report":
+        from fmlightning.report.command import main as report
+
+        return report(argv)
     import difflib
 
     close = difflib.get_close_matches(command, COMMANDS, n=1)

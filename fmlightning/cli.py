@@ -41,11 +41,15 @@ import fmlightning.metrics.frechet
 import fmlightning.metrics.inception_score
 import fmlightning.metrics.kernel
 import fmlightning.metrics.likelihood
+import fmlightning.metrics.neighbours
+import fmlightning.metrics.path_energy
 import fmlightning.metrics.precision_recall
+import fmlightning.metrics.textures
 import fmlightning.metrics.transport
 import fmlightning.nets.adapter
 import fmlightning.nets.dit
 import fmlightning.nets.mlp
+import fmlightning.nets.plain
 import fmlightning.nets.unet  # noqa: F401
 from fmlightning.callbacks.evaluation import Evaluation
 from fmlightning.callbacks.oracle import OracleError
@@ -57,13 +61,16 @@ from fmlightning.data.module import FlowData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.seeding import seeded
 from fmlightning.messages import at_work, leaves, located
+from fmlightning.native import slow_bf16
 from fmlightning.nets.size import describe
+from fmlightning.occupied import leave, occupy
 from fmlightning.parser import FlowParser, nulls
 from fmlightning.runs import Run, config_hash, require_vacant, run_directory
 from fmlightning.secrecy import as_options, require_no_secret
 from fmlightning.start import Weights, start_from, starting_weights
 from fmlightning.training.checkpoints import Checkpoints, SealedFiles
 from fmlightning.training.ema import EMA
+from fmlightning.training.loop import Stretches
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import NonFinite, NonFiniteError
@@ -135,7 +142,10 @@ def check_scheduler(scheduler: dict[str, Any] | None, trainer: Namespace) -> Non
         ValueError: only the clock ends training.
     """
     name = str((scheduler or {}).get("class_path")).rsplit(".", 1)[-1]
-    if name in ("Cosine", "LinearDecay") and {trainer.max_steps, trainer.max_epochs} <= {-1, None}:
+    if name in ("Cosine", "LinearDecay", "PolynomialDecay") and {
+        trainer.max_steps,
+        trainer.max_epochs,
+    } <= {-1, None}:
         raise ValueError(
             f"model.scheduler={name} falls until the last step, and trainer.max_time={trainer.max_time} does not tell "
             "which that is: set trainer.max_steps too, or model.scheduler=Constant"
@@ -229,6 +239,17 @@ class FlowCLI(LightningCLI):
         return self.config[self.config.subcommand]
 
     def before_instantiate_classes(self) -> None:
+        self.resolve()
+        options = self.options
+        self.folder = self.look_at() or run_directory(self.resolved)
+        options.trainer.default_root_dir = str(self.folder)
+        options.checkpoints.dirpath = str(self.folder / "checkpoints")
+        options.ckpt_path = self.checkpoint(options.ckpt_path)
+        if self.subcommand == "fit" and _get_rank() in (None, 0):
+            self.claim(options)
+
+    def resolve(self) -> None:
+        """The config with all its defaults, or what is wrong with it."""
         options, parser = self.options, self._parser(self.subcommand)
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
@@ -238,14 +259,8 @@ class FlowCLI(LightningCLI):
         check_values(self.resolved)
         for name in nulls(parser, options, parser):
             raise ValueError(f"{name}=null must have a value; leave it out for its default")
-        self.folder = self.look_at() or run_directory(self.resolved)
         check_trainer(options.trainer)
         check_scheduler(self.resolved["model"]["scheduler"], options.trainer)
-        options.trainer.default_root_dir = str(self.folder)
-        options.checkpoints.dirpath = str(self.folder / "checkpoints")
-        options.ckpt_path = self.checkpoint(options.ckpt_path)
-        if self.subcommand == "fit" and _get_rank() in (None, 0):
-            self.claim(options)
 
     def take_start(self, options: Namespace) -> None:
         """Read the weights that `--init_from` names, and put their digest into the config."""
@@ -367,6 +382,8 @@ class FlowCLI(LightningCLI):
         except (TypeError, ImportError, ValueError, MisconfigurationException) as error:
             raise ValueError(of_trainer(str(error), self.resolved["trainer"])) from error
         self.check_built(built)
+        if self.subcommand == "fit":
+            Stretches(built)
         return built
 
     def check_built(self, trainer: Trainer) -> None:
@@ -376,6 +393,9 @@ class FlowCLI(LightningCLI):
             raise ValueError(
                 f"trainer.precision={asked} needs a GPU, and this trains on the CPU: set bf16-mixed or 32-true"
             )
+        device = trainer.strategy.root_device.type
+        if slow := slow_bf16(f"trainer.precision={asked}", device, "set 32-true"):
+            say(slow)
 
     def loggers(self, asked: Any) -> list[Any]:
         """metrics.csv, and beside it the loggers that `trainer.logger` names, or else W&B."""
@@ -402,6 +422,8 @@ class FlowCLI(LightningCLI):
             callbacks=bool(self.options.trainer.callbacks),
         )
         if self.trainer.is_global_zero:
+            occupy(self.folder)
+            self.claim(self.options)  # again: until now another process may have trained it
             if self.options.rerun and self.folder.exists():
                 keep(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -547,6 +569,7 @@ def train(args: list[str]) -> int:
             raise
         finally:
             close_mirror()
+            leave()
     return 0
 
 

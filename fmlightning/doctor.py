@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fmlightning.report import Parser
+from fmlightning.commands import Parser
 from fmlightning.runs import runs_root
 from fmlightning.secrecy import without_secrets
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmlightning.report import Parser
+from fmlightning.commands import Parser
 from fmlightning.runs import EXPORTED, Run, read_weights
 
 if TYPE_CHECKING:

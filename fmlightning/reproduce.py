@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from fmlightning.commands import Parser, console
 from fmlightning.comparison import Record, Row, by_the_clock, compare
-from fmlightning.report import Parser, console
 from fmlightning.runs import Run, config_hash
 from fmlightning.signals import EXIT_CODES
 

@@ -45,6 +45,9 @@ NOT_A_RESULT = (
     "solver",
     "guidance",
     "compile",
+    "channels_last",
+    "ahead",
+    "snapshots",
     "eval_batch_size",
     "num_workers",
     "in_memory",
@@ -54,7 +57,18 @@ NOT_A_RESULT = (
 EXPORTED = "model.safetensors"
 """The file of an exported network."""
 
-RUN_FILES = {"config.yaml", "manifest.json", "metrics.csv", "checkpoints", "samples", "wandb"}
+RUN_FILES = {
+    "config.yaml",
+    "manifest.json",
+    "metrics.csv",
+    "checkpoints",
+    "samples",
+    "ema",
+    "wandb",
+}
+RUN_MARKS = ("config.yaml", "manifest.json", "metrics.csv", "checkpoints")
+"""Any of these makes a directory a run's."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -65,14 +79,19 @@ def runs_root() -> Path:
 
 def config_hash(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits for everything in a resolved config that changes the result of training."""
+    text = json.dumps(result_parts(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def result_parts(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that changes the result of training."""
     kept = {key: prune(config.get(key)) for key in RESULT_KEYS}
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: trainer.get(key) for key in RESULT_TRAINER_KEYS}
     if config.get("init_digest"):  # not the path: where the weights lay does not matter
         kept["init_digest"] = config["init_digest"]
     kept["trainer"] |= {key: trainer[key] for key in ("max_time", "callbacks") if trainer.get(key)}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return kept
 
 
 def prune(value: Any) -> Any:
@@ -224,9 +243,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find(root: Path) -> Iterator[Run]:
-    """All runs below a directory, by name."""
-    for manifest in sorted(root.rglob("manifest.json")):
-        yield Run(manifest.parent)
+    """All runs below a directory, whole or torn, by name."""
+    if is_run(root):
+        yield Run(root)
+        return
+    for folder in folders(root):
+        yield from find(folder)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's, whole or not."""
+    return path.is_dir() and any((path / name).exists() for name in RUN_MARKS)
+
+
+def folders(root: Path) -> list[Path]:
+    """Directories in one that may be runs or hold some, by name: not a run's own, and no way round in a circle."""
+    inside = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    seen = (p for p in inside if not p.name.startswith(".") and p.name not in RUN_FILES)
+    return sorted(p for p in seen if is_run(p) or not p.is_symlink())
 
 
 @dataclass(frozen=True)
@@ -298,7 +332,8 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
 
     config = Run.open(run).config
     weights, flow = read_weights(run, ema)
-    model = instantiate_model(config)
+    # whoever samples says whether to compile: it may take minutes
+    model = instantiate_model({**config, "model": {**config["model"], "compile": False}})
     require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
     model.network.load_state_dict(weights)
     if flow.get("paired"):

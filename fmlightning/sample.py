@@ -12,10 +12,12 @@ from rich.progress import Progress
 from torch import Tensor
 
 from fmlightning.cli import instantiate_data, quiet
+from fmlightning.compiled import as_asked
 from fmlightning.data.module import FlowData
 from fmlightning.flow.fields import TrainedField
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.ode import Method, ODESolver
+from fmlightning.flow.precision import Precision
 from fmlightning.flow.sampling import sample
 from fmlightning.parser import FlowParser
 from fmlightning.plotting import plane, restored, tile
@@ -35,7 +37,8 @@ def main(argv: list[str]) -> int:
         data = data_of(flow, options)
     if flow.paired and data is not None:
         flow = replace(flow, source=data.starts)
-    solver, field = override(flow.solver, options), guided(flow, options)
+    solver = override(flow.solver, options)
+    guided(flow, options)  # refuses what the run was not trained for, before anything is written
     folder = Path(options.out) if options.out else Run.open(options.run).path / "samples"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file: name a folder")
@@ -47,7 +50,10 @@ def main(argv: list[str]) -> int:
     labels = chosen_labels(flow, index, options.label)
     if flow.paired and data is not None:
         labels = data.labels(index)
-    x, nfe = draw(flow, field, solver, index, labels, options, data)
+    size = min(options.batch_size, options.n)
+    device = pick_device(options.device)
+    flow = as_asked(flow, options.precision, options.compile, device, size)
+    x, nfe = draw(flow, guided(flow, options), solver, index, labels, options, data)
     write(folder, flow, x, index, labels)
     if flow.paired and data is not None and x.ndim == 4:
         rows = index[:100] % len(data.held_out["x1"])
@@ -60,7 +66,7 @@ def main(argv: list[str]) -> int:
         )
     print(
         f"{options.n} samples: {folder / 'samples.npz'} and {folder / 'samples.png'}\n"
-        f"{solver.method}, NFE {nfe} at batch size {min(options.batch_size, options.n)}"
+        f"{solver.method}, NFE {nfe} at batch size {size}"
     )
     return 0
 
@@ -111,6 +117,13 @@ def parse(argv: list[str]) -> Any:
         "--ema", type=bool, default=True, help="Averaged weights rather than raw ones."
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+    parser.add_argument(
+        "--precision", type=Precision | None, default=None,
+        help="Of the network alone: fp64, fp32, bf16 or fp16; time and samples keep theirs. By default the run's.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", type=bool, default=False, help="Compile the network, and say what that brings."
+    )
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace samples that exist.")
     parser.add_class_arguments(Solver, "solver", help="Changes to the run's own solver.")
     parser.add_class_arguments(Guide, "guidance", help="Changes to the run's own guidance.")
@@ -121,11 +134,12 @@ class Solver:
     """Changes to the run's own solver.
 
     Args:
-        method: euler, midpoint, heun2, rk4, dopri5, ...; null keeps the run's, as everywhere below.
+        method: euler, midpoint, heun2, rk4, dpmpp_2m, dopri5, ...; null keeps the run's, as everywhere below.
         num_steps: intervals of a fixed-step method.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
         failed: raise, or nan, which keeps the other samples where some cannot be integrated.
+        lower_order_final: whether the last step of dpmpp_2m is of order one.
     """
 
     def __init__(
@@ -135,6 +149,7 @@ class Solver:
         rtol: float | None = None,
         atol: float | None = None,
         failed: Literal["raise", "nan"] | None = None,
+        lower_order_final: bool | None = None,
     ) -> None:
         """A bundle of options, read as they are."""
 

@@ -30,6 +30,7 @@ from scipy.special import roots_legendre
 from torch import Tensor, nn
 
 from fmlightning.bias import DIFFUSIONS, variance_bias
+from fmlightning.commands import Parser
 from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import log_prob
@@ -52,7 +53,6 @@ from fmlightning.flow.schedules import (
 )
 from fmlightning.flow.shapes import Field, PerSample, Points, Times
 from fmlightning.flow.sources import Gaussian
-from fmlightning.report import Parser
 
 F64 = torch.float64
 KEY = Key(0).fold("verify")

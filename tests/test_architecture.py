@@ -28,7 +28,10 @@ ALLOWED = {
         "flow",
         "runs",
     },
-    "report": {"report", "runs"},
+    "report": {"report", "runs", "commands", "comparison", "training"},
+    "commands": set(),
+    "listing": {"commands", "report", "runs"},
+    "showing": {"commands", "report", "runs", "training"},
 }
 
 
@@ -47,7 +50,7 @@ def imports(path):
 
 def files(room):
     path = PACKAGE / room
-    return sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -68,8 +71,8 @@ def run(code):
 
 
 def test_flow_and_nets_work_where_lightning_does_not_exist():
-    modules = [f"fmlightning.flow.{p.stem}" for p in files("flow") if p.stem != "__init__"]
-    modules += [f"fmlightning.nets.{p.stem}" for p in files("nets") if p.stem != "__init__"]
+    paths = [p.relative_to(PACKAGE.parent) for p in (*files("flow"), *files("nets"))]
+    modules = [".".join(p.with_suffix("").parts) for p in paths if p.stem != "__init__"]
     blocked = "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = sys.modules['wandb'] = None; "
     result = run(blocked + "import " + ", ".join(modules))
     assert result.returncode == 0, result.stderr
@@ -81,6 +84,7 @@ QUICK = (
     ["ls", "runs"],
     ["show", "nowhere"],
     ["report", "nowhere"],
+    ["report", "--help"],
     ["fitt"],
 )
 

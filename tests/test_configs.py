@@ -6,7 +6,9 @@ import pytest
 import torch
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-WHOLE = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("trainer", "papers"))
+WHOLE = sorted(
+    p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("trainer", "papers", "cluster")
+)
 OVERLAYS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from fmlightning.data.module import FlowData
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import guard
+from fmlightning.training.steps import step_after
 
 
 class Periodic(Callback):
@@ -37,6 +38,9 @@ class Periodic(Callback):
             found.read()  # here, where every process is
         self.run(trainer, module, trainer.datamodule)  # type: ignore[attr-defined]
         self.last = trainer.global_step  # not before: what was interrupted is done again
+
+    def next_step(self, trainer: Trainer) -> float:
+        return step_after(trainer.global_step, self.every_n_steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step

@@ -1,5 +1,6 @@
 """One line of progress for the whole run, counted in optimiser steps."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -23,6 +24,8 @@ class StepProgress(ProgressBar):
         refresh_every: steps between two updates; an update costs as much as a step of a small network.
         lines: how many lines a run prints where there is no terminal.
     """
+
+    every_step = ("on_train_batch_end",)
 
     def __init__(self, refresh_every: int = 20, lines: int = 10) -> None:
         super().__init__()
@@ -49,6 +52,10 @@ class StepProgress(ProgressBar):
             )
             self.task = self.bar.add_task("", total=self.total, completed=self.first_step, text="")
             self.bar.start()
+
+    def next_step(self, trainer: Trainer) -> float:
+        """None at which it needs more than to be asked in passing."""
+        return math.inf
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step

@@ -5,9 +5,10 @@ gives batches `{"x1": (B, *S), "y": (B,)?}` whose order, noise and augmentation 
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -15,6 +16,14 @@ from torch import Tensor
 from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Given
+
+
+class PairedBatches(Protocol):
+    """Batches by step, each with its x0, until they are closed."""
+
+    def __call__(self, step: int) -> Batch: ...
+
+    def close(self) -> None: ...
 
 
 class FlowData(LightningDataModule):
@@ -49,7 +58,11 @@ class FlowData(LightningDataModule):
         self.seed = seed
         self.key = Key(seed).fold("data")
         self.start = 0
-        self.paired = False
+        self.paired = 0
+        """How many held-out samples are paired with their x0 at a time; 0 pairs none."""
+        self.pair: Callable[[Callable[[int], Batch]], PairedBatches] | None = None
+        """What makes paired batches of a step's batches, where x0 depends on x1."""
+        self.pairs: PairedBatches | None = None
         self.processes = Shard()
         """This process's share where no trainer says so."""
         self.whole: FlowData | None = None
@@ -79,6 +92,21 @@ class FlowData(LightningDataModule):
 
         The reference is the training data, or as many fresh samples of a law as the test set has.
         """
+
+    def require_fixed_set(self) -> None:
+        """Refuse data that is no finite set of fixed points.
+
+        Raises:
+            ValueError: training draws samples anew, or changes them at random.
+        """
+        if getattr(self, "flip", False):
+            raise ValueError(
+                "data.flip=true mirrors samples at random, and SemidiscreteOT pairs x0 with fixed ones: set it to false"
+            )
+
+    def fixed_set(self) -> Batch:
+        """All training samples, each as one fixed point."""
+        return self.eval_samples("reference")
 
     def labels(self, index: Tensor) -> Tensor | None:
         """The classes to generate for sample numbers: each in turn, or None without classes."""
@@ -140,7 +168,20 @@ class FlowData(LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         """This process's rows of every training batch, from where the run stands."""
         rows = self.shard.rows(self.batch_size)
-        return TrainBatches(lambda n: self.train_batch(n, rows), self.steps_per_epoch, self.start)
+        batch: Callable[[int], Batch] = lambda n: self.train_batch(n, rows)  # noqa: E731
+        if self.pair is not None:
+            self.end_pairs()
+            batch = self.pairs = self.pair(batch)
+        return TrainBatches(batch, self.steps_per_epoch, self.start)
+
+    def end_pairs(self) -> None:
+        """End the threads that pair batches ahead."""
+        if self.pairs is not None:
+            self.pairs.close()
+        self.pairs = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.end_pairs()
 
     def eval_batches(self, split: str) -> Blocks:
         """What `eval_samples` gives whole, in this process's blocks, for sets that fit into no memory."""
@@ -148,10 +189,10 @@ class FlowData(LightningDataModule):
 
     @property
     def eval_block(self) -> int:
-        """Samples in a block: where they are `paired`, which is done `batch_size` at a time, a multiple of it."""
+        """Samples in a block: a multiple of those that are `paired` at a time."""
         if not self.paired:
             return self.eval_batch_size
-        return max(1, self.eval_batch_size // self.batch_size) * self.batch_size
+        return max(1, self.eval_batch_size // self.paired) * self.paired
 
     def outline(self, split: str) -> Batch:
         """Tensors of the shapes of `eval_samples`, perhaps without content, for what asks no more."""

@@ -4,7 +4,8 @@ The order does not know how many processes there are: step n uses one global bat
 its contiguous rows of it. It has no state either: to resume at step n is to ask for step n.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -15,6 +16,9 @@ from torch import Tensor
 from fmlightning.flow.keys import Key
 
 Batch = dict[str, Tensor]
+
+TOGETHER = 2**13
+"""Numbers that are drawn at once: as many as take longer than to start a generator and to call what shapes them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Order:
 @lru_cache(maxsize=2)  # of a million samples it takes as long as a training step
 def permutation(size: int, key: Key) -> Tensor:
     return torch.randperm(size, generator=key.generator())
+
+
+def steps_together(shape: Sequence[int]) -> int:
+    """How many steps' numbers are drawn at once, by the shape of a global batch; 1 for images."""
+    return max(1, TOGETHER // math.prod(shape))
 
 
 def shared_blocks(index: Tensor, batch_size: int, shard: Shard) -> tuple[Tensor, ...]:

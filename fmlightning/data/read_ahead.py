@@ -96,10 +96,11 @@ class ReadAhead:
             self.start(number)
         try:
             block = next(self.blocks)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # a worker that dies while it hands a tensor over breaks the connection first
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            raise ChildProcessError(self.death(str(error))) from error
+            raise ChildProcessError(self.death(str(error) or "nothing more came")) from error
         self.next = number + 1
         if self.next == self.end:
             self.blocks = iter(())  # all is read: the workers end

@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Order
+from fmlightning.data.order import Batch, Order, steps_together
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
 from fmlightning.flow.toys import Moons
@@ -53,6 +53,7 @@ class ToyData(FlowData):
         self.sizes = {"val": val_size, "test": test_size, "reference": test_size}
         self.endless_steps = steps_per_epoch
         self.order: Order | None = None
+        self.drawn: tuple[tuple[int, int, int], torch.Tensor] | None = None
         if train_size is not None:
             self.order = Order(train_size, batch_size, self.key)
             self.points = self.draw("train", train_size)
@@ -84,8 +85,33 @@ class ToyData(FlowData):
     def train_batch(self, step: int, rows: slice) -> Batch:
         if self.order is not None:
             return {"x1": self.points[self.order.indices(step)[rows]]}
-        generator = self.key.fold("points", step).generator()
-        return {"x1": self.trained_on.sample((self.batch_size, *self.event_shape), generator)[rows]}
+        group, place = divmod(step, self.together)
+        name = (self.key.seed, self.batch_size, group)
+        if self.drawn is None or self.drawn[0] != name:
+            self.drawn = (name, self.new_points(group))
+        return {"x1": self.drawn[1][place, rows]}
+
+    @property
+    def together(self) -> int:
+        """How many steps' points are drawn at once."""
+        return steps_together((self.batch_size, *self.event_shape))
+
+    def new_points(self, group: int) -> torch.Tensor:
+        """The points of a group of steps; of all processes, each of which takes its rows."""
+        shape = (self.together, self.batch_size, *self.event_shape)
+        generator = self.key.fold("points", group).generator()
+        points = self.trained_on.sample((shape[0] * shape[1], *shape[2:]), generator)
+        return points.reshape(shape)
 
     def eval_samples(self, split: str) -> Batch:
         return {"x1": self.draw(split, self.sizes[split])}
+
+    def require_fixed_set(self) -> None:
+        if self.order is None:
+            raise ValueError(
+                "data.train_size=null draws new points at every step, and SemidiscreteOT pairs x0 with a finite set: "
+                "set data.train_size"
+            )
+
+    def fixed_set(self) -> Batch:
+        return {"x1": self.points}

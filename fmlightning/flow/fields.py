@@ -28,7 +28,7 @@ class Network(Protocol):
     """A prediction of x's shape from a point x (B, *S), its time t (B,) and perhaps a label y (B,).
 
     A network that drops out while training takes one more argument, `rows`, and draws from it, so that its
-    masks are keyed by sample (see `fmlightning.nets.embeddings.Dropout`).
+    masks are keyed by sample (see `fmlightning.nets.embeddings.Dropout`); one whose `draws` is false is not given it.
     """
 
     def __call__(
@@ -52,11 +52,24 @@ def evaluate(
         ValueError: t is no time of the path, or the output has not the shape of x.
     """
     require_times(t, len(x))
+    return output(network, schedule, x, t, y, rows)
+
+
+def output(
+    network: Network,
+    schedule: Schedule,
+    x: Points,
+    t: Times,
+    y: Labels | None = None,
+    rows: Rows | None = None,
+) -> Points:
+    """`evaluate` at times that have been looked at, as those of a `PathSample` have."""
     t, dtype = t.expand(len(x)), x.dtype
     scale = schedule.input_scale(t)
     x = x if scale is None else expand_like(scale, x) * x
     if isinstance(network, nn.Module):
-        x = x.to(next((p.dtype for p in network.parameters()), dtype))
+        wanted = precision(network) or dtype
+        x = x if x.dtype == wanted else x.to(wanted)
     keyed = {} if rows is None else {"rows": rows}
     out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
     if out.shape != x.shape:
@@ -64,7 +77,18 @@ def evaluate(
             f"{type(network).__name__} maps points {tuple(x.shape)} to {tuple(out.shape)}; a prediction has the "
             "shape of its point"
         )
-    return out.to(dtype)
+    return out if out.dtype == dtype else out.to(dtype)
+
+
+def precision(module: nn.Module) -> torch.dtype | None:
+    """That of a module's first parameter: `parameters()` would take as long as three layers of a small network."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter.dtype
+    for child in module._modules.values():
+        if child is not None and (found := precision(child)) is not None:
+            return found
+    return None
 
 
 @runtime_checkable
@@ -115,9 +139,10 @@ class NetworkField(nn.Module):
 
     def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and t, (B,) or ()."""
-        return to_velocity(
-            self.predicts, evaluate(self.network, self.schedule, x, t, y), x, t, self.schedule
-        )
+        prediction = evaluate(self.network, self.schedule, x, t, y)
+        if self.predicts == "velocity":
+            return prediction
+        return to_velocity(self.predicts, prediction, x, t, self.schedule)
 
     def endpoints(self, x: Points, t: Times, y: Labels | None = None) -> EndPoints:
         """The data point and noise that the network expects x to have come from."""

@@ -9,9 +9,11 @@ batch, whose row i depends on the key, the row and the batch size. `rows` is cou
 depends on the key and on `index[i]` alone, so sample 137 is the same in any batch, on any process
 and on any device. Neither reads or moves a global random state.
 
-The counter-based numbers are Philox-4x32-10 in integer tensor arithmetic; normals are Box-Muller.
+The counter-based numbers are Philox-4x32-10 in integer tensor arithmetic; normals are Box-Muller. Masks, which need
+a random number for every activation of a network, take 16-bit lanes of SplitMix64, a twentieth of the arithmetic.
 
-Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox); Steele, Lea & Flood 2014, "Fast
+splittable pseudorandom number generators", with the shifts and factors of Java's SplittableRandom (SplitMix64).
 """
 
 import hashlib
@@ -28,6 +30,9 @@ MASK = 0xFFFFFFFF
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64, as are the next
+MIXERS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,18 @@ class Rows(NamedTuple):
         )
         return torch.stack(torch.broadcast_tensors(*c), -1).flatten(1)[:, :count]
 
+    def lanes(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
+        """Independent 16-bit numbers, as int16 in [-2**15, 2**15): cheap ones, for masks.
+
+        Four are the SplitMix64 word j of a row, mix(start + (j + 1) step), where the start is mixed of key, index and
+        stream, and the odd step of the start, as when a SplittableRandom splits.
+        """
+        start = mix((self.words[1] << 32) + self.words[0] + GOLDEN * (self.index + 1))
+        start = mix(start + (GOLDEN * (stream + 1) + 2**63) % 2**64 - 2**63)[:, None]
+        step = mix(start + GOLDEN) | 1  # GOLDEN itself times a range is what Inductor overflows on
+        number = torch.arange(1, math.ceil(count / 4) + 1, device=self.index.device)
+        return mix(start + step * number).view(torch.int16)[:, :count]
+
     def uniform(
         self, shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
@@ -118,3 +135,13 @@ def philox(
         )
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
     return c0, c1, c2, c3
+
+
+def mix(z: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
+    """SplitMix64's scrambling of 64-bit words, in place. The masks make shifts of int64 logical ones."""
+    z ^= (z >> 30).bitwise_and_(2**34 - 1)
+    z *= MIXERS[0]
+    z ^= (z >> 27).bitwise_and_(2**37 - 1)
+    z *= MIXERS[1]
+    z ^= (z >> 31).bitwise_and_(2**33 - 1)
+    return z

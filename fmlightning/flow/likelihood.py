@@ -19,13 +19,14 @@ Source: Chen et al. 2018, arXiv:1806.07366, eq. 8; Grathwohl et al. 2019, arXiv:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmlightning.flow.keys import Rows
 from fmlightning.flow.ode import ODESolver
@@ -208,7 +209,7 @@ def divergence(
     Raises:
         ValueError: the field's velocity, or the probe, has another shape than x.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable(differentiable):
         x = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         v = field(x, t)
         require_like("the velocity", v, "x", x)
@@ -220,6 +221,11 @@ def divergence(
             (row,) = gradients(v, x, probe, differentiable)
             div = (row * probe).flatten(1).sum(1)
     return (v, div) if differentiable else (v.detach(), div)
+
+
+def twice_differentiable(wanted: bool) -> AbstractContextManager[None]:
+    """Attention by plain products: its fused kernels have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
 
 
 def jacobian_rows(y: Points, x: Points, differentiable: bool = False) -> Iterator[Tensor]:

@@ -8,9 +8,11 @@ velocity, nobody can compute on real data; the two differ by a constant.
 Source: Lipman et al. 2023, arXiv:2210.02747, Theorem 2.
 """
 
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from fmlightning.flow.fields import Network, evaluate
+from fmlightning.flow.fields import Network, output
 from fmlightning.flow.keys import Rows
 from fmlightning.flow.paths import PathSample
 from fmlightning.flow.predictions import Prediction, target
@@ -42,9 +44,28 @@ def cfm_loss(
         rows: keyed streams of the samples, for networks with dropout.
         weight: how much each time counts; `AsVelocity` makes predictions comparable.
     """
-    prediction = evaluate(network, schedule, sample.xt, sample.t, y, rows)
+    prediction = output(network, schedule, sample.xt, sample.t, y, rows)
     loss = mean_square(prediction - target(predicts, sample, schedule))
     return loss if weight is None else weight(sample.t, schedule, predicts) * loss
+
+
+def mean_cfm_loss(
+    network: Network,
+    schedule: Schedule,
+    sample: PathSample,
+    *,
+    predicts: Prediction = "velocity",
+    y: Labels | None = None,
+    rows: Rows | None = None,
+    weight: Weighting | None = None,
+) -> Float[Tensor, ""]:
+    """The mean of `cfm_loss` over a batch; in one pass where no weight asks for the loss of each sample."""
+    if weight is not None:
+        return cfm_loss(
+            network, schedule, sample, predicts=predicts, y=y, rows=rows, weight=weight
+        ).mean()
+    prediction = output(network, schedule, sample.xt, sample.t, y, rows)
+    return F.mse_loss(prediction, target(predicts, sample, schedule))
 
 
 def mean_square(error: Tensor) -> PerSample:

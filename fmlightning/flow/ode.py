@@ -1,7 +1,7 @@
 r"""Solving dx/dt = v(x, t).
 
-Adaptive and fixed-step methods are torchdiffeq's; Adams-Bashforth of a fixed order, and steps whose stages are
-told apart, are those of `steps`. A solver returns the state at the end, the number of function evaluations it
+Adaptive methods are torchdiffeq's, fixed steps those of `steps` and `exponential`: one loop, whose cost is the
+field's, and whose stages are told apart. A solver returns the state at the end, the number of function evaluations it
 counted, and only those states on the way that were asked for. A descending interval runs the flow backwards.
 The field is never asked for a time outside the interval.
 
@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from fmlightning.flow.counted import Counted as Counted
+from fmlightning.flow.counted import Door
+from fmlightning.flow.exponential import Exponential
 from fmlightning.flow.failure import only, rescue, root_mean_square, sizes, suspicious
 from fmlightning.flow.fields import TrainedField
-from fmlightning.flow.shapes import Field, Points, require_like, require_time
+from fmlightning.flow.schedules import Schedule
+from fmlightning.flow.shapes import Field, Points, require_time
+from fmlightning.flow.snr_grid import LogSNRGrid as LogSNRGrid
 from fmlightning.flow.solution import Mask
 from fmlightning.flow.solution import Solution as Solution
 from fmlightning.flow.solution import SolverError as SolverError
-from fmlightning.flow.steps import METHODS, MULTISTEP, walk
+from fmlightning.flow.steps import METHODS, Step, walk
 from fmlightning.flow.times import TimeGrid, UniformGrid
 
 FixedMethod = Literal[
@@ -37,6 +42,7 @@ FixedMethod = Literal[
     "ab2",
     "ab3",
     "ab4",
+    "dpmpp_2m",
     "explicit_adams",
     "implicit_adams",
 ]
@@ -48,60 +54,25 @@ ADAMS = {"explicit_adams": 5, "implicit_adams": 4}
 ADAPTIVE: tuple[str, ...] = get_args(AdaptiveMethod)
 
 
-class Counted:
-    """A field that counts its calls and remembers the last."""
-
-    def __init__(self, field: Field) -> None:
-        self.field, self.nfe, self.t = field, 0, torch.tensor(float("nan"))
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.nfe += 1
-        self.t = t.detach()
-        v = self.field(x, t)
-        require_like("the velocity", v, "x", x)
-        self.x, self.v = x.detach(), v.detach()
-        return v
-
-
-class Door:
-    """A field in torchdiffeq's order of arguments, watched step by step."""
-
-    def __init__(self, field: Counted, low: float, high: float) -> None:
-        self.field, self.low, self.high = field, low, high
-        self.steps: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        # only an adaptive method's guess of its first step can look past the end, and the clamp holds it
-        return self.field(x, t.to(x.dtype).clamp(self.low, self.high))
-
-    def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        """torchdiffeq calls this before each fixed step; a look at the value would make a GPU wait."""
-        self.steps.append((t, x.isfinite().all()))
-
-    def lost_at(self, end: Tensor, t1: float) -> float | None:
-        """The time of the first state that is not finite."""
-        if bool(end.isfinite().all()):
-            return None
-        return next((float(t) for t, finite in self.steps if not bool(finite)), t1)
-
-
 @dataclass(frozen=True)
 class ODESolver:
     """An ODE method and its settings.
 
     Args:
-        method: fixed-step euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), Adams-Bashforth ab2, ab3, ab4, or
+        method: fixed-step euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), Adams-Bashforth ab2, ab3, ab4,
+            dpmpp_2m (DPM-Solver++(2M), which asks for the path of the field), or
             torchdiffeq's explicit_adams and implicit_adams, of fourth order on an even grid (its own default of
             twelve is unstable: an error of 0.46 on dx/dt = -x in 80 steps);
             adaptive dopri5, dopri8, bosh3, fehlberg2, adaptive_heun.
         num_steps: intervals of a fixed-step method. In each, midpoint and heun2 call the field twice, heun3
-            three times and rk4 four times; euler and, after their first steps, ab2 to ab4 once.
+            three times and rk4 four times; euler, dpmpp_2m and, after their first steps, ab2 to ab4 once.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
         grid: where a fixed-step method stops.
         max_num_steps: steps between two saved times after which an adaptive method gives up.
         failed: raise, or nan: samples that cannot be integrated become NaN with a warning, and the others of the
             batch are kept. The NFE then counts the attempts too.
+        lower_order_final: whether the last step of dpmpp_2m is of order one.
     """
 
     method: Method = "dopri5"
@@ -111,6 +82,7 @@ class ODESolver:
     grid: TimeGrid = field(default_factory=UniformGrid)
     max_num_steps: int = 10_000
     failed: Literal["raise", "nan"] = "raise"
+    lower_order_final: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in FIXED + ADAPTIVE:
@@ -136,8 +108,13 @@ class ODESolver:
     @property
     def evaluations(self) -> int | None:
         """The NFE where it is known beforehand; None for methods that only counting tells."""
-        method = METHODS.get(self.method)
+        method = self.exponential or METHODS.get(self.method)
         return method.evaluations(self.num_steps) if method else None
+
+    @property
+    def exponential(self) -> Exponential | None:
+        """The method that asks for the path of the field, where this is it."""
+        return Exponential(self.lower_order_final) if self.method == "dpmpp_2m" else None
 
     def refined(self) -> "ODESolver":
         """The solver that checks this one: a tenth of the tolerances, or twice the steps."""
@@ -153,6 +130,7 @@ class ODESolver:
         t1: float = 1.0,
         save_at: int | Sequence[float] = 0,
         inner: Field | None = None,
+        schedule: Schedule | None = None,
     ) -> Solution:
         """Integrate a field from (x, t0) to t1.
 
@@ -165,18 +143,22 @@ class ODESolver:
                 themselves. A fixed-step method interpolates linearly between its steps.
             inner: what to call instead at the stages whose slope does not enter the step, as the first of
                 midpoint; for fields with parts that only the result needs. Adaptive methods ignore it.
+            schedule: the curves of the field's path, for dpmpp_2m and LogSNRGrid, which need them; taken from a field
+                that has them.
 
         Raises:
             SolverError: the step size underflowed, the steps ran out or the state is not finite.
             ValueError: times outside the interval or, for a field that has a path, outside [0, 1]; an empty
-                interval; a velocity of another shape than x.
+                interval; a velocity of another shape than x; a method or grid without the path that it needs.
         """
         require_ends(field, t0, t1)
         if t0 == t1:
             raise ValueError(f"the interval from t0={t0:g} to t1={t1:g} is empty")
         times = saved_times(save_at, t0, t1)
-        if self.method in METHODS and (inner is not None or self.method in MULTISTEP):
-            return self.walk(field, inner or field, x, t0, t1, times)
+        if self.evaluations:
+            schedule = schedule or getattr(field, "schedule", None)
+            grid = self.grid.points(self.num_steps, t0, t1, schedule).tolist()
+            return self.walk(field, inner, x, grid, times, schedule)
         try:
             return self.drive(field, x, t0, t1, times)
         except SolverError as error:
@@ -198,15 +180,33 @@ class ODESolver:
         return Solution(end, nfe, part.times, states)
 
     def walk(
-        self, field: Field, inner: Field, x: Points, t0: float, t1: float, times: Tensor
+        self,
+        field: Field,
+        inner: Field | None,
+        x: Points,
+        grid: list[float],
+        times: Tensor,
+        schedule: Schedule | None,
     ) -> Solution:
-        counted, counted_inner = Counted(field), Counted(inner)
-        step = METHODS[self.method].stepper(counted, counted_inner)
-        grid = self.grid.points(self.num_steps, t0, t1).tolist()
-        walked = walk(step, x, grid, times.tolist())
-        nfe = counted.nfe + counted_inner.nfe
+        """By steps of our own."""
+        counted = Counted(field)
+        counted_inner = counted if inner is None else Counted(inner)
+        walked = walk(self.stepper(counted, counted_inner, grid, schedule), x, grid, times.tolist())
+        nfe = counted.nfe + (0 if inner is None else counted_inner.nfe)
         end = self.checked(walked.x, walked.lost_at, nfe)
         return Solution(end, nfe, times.to(x.device), walked.states)
+
+    def stepper(
+        self, field: Counted, inner: Counted, grid: list[float], schedule: Schedule | None
+    ) -> Step:
+        if self.exponential is None:
+            return METHODS[self.method].stepper(field, inner)
+        if schedule is None or inner is not field:
+            raise ValueError(
+                "method='dpmpp_2m' integrates the states of a path, and was given a field without one: pass "
+                "schedule=... with it; a likelihood takes heun2 or dopri5"
+            )
+        return self.exponential.stepper(field, schedule, grid)
 
     def drive(
         self,
@@ -274,8 +274,9 @@ class ODESolver:
 
 def require_ends(field: Field, *ends: float) -> None:
     """Refuse what is no time, once before the loop: on a GPU a look at each evaluation would make it wait."""
+    trained = isinstance(field, TrainedField)
     for name, t in zip(("t0", "t1"), ends, strict=True):
-        if isinstance(field, TrainedField):
+        if trained:
             require_time(name, t)
         elif not math.isfinite(t):
             raise ValueError(f"{name}={t:g} must be a finite time")

@@ -66,12 +66,12 @@ class AffinePath:
         """
         require_pair(x0, x1, t)
         require_noise(self.schedule, eps, x1)
-        c = self.schedule(t)
-        xt = expand_like(c.alpha, x1) * x1 + expand_like(c.sigma, x0) * x0
-        ut = expand_like(c.d_alpha, x1) * x1 + expand_like(c.d_sigma, x0) * x0
-        if self.schedule.has_gamma and eps is not None:
-            xt = xt + expand_like(c.gamma, eps) * eps
-            ut = ut + expand_like(c.d_gamma, eps) * eps
+        s = self.schedule
+        xt = expand_like(s.alpha(t), x1) * x1 + expand_like(s.sigma(t), x0) * x0
+        ut = expand_like(s.d_alpha(t), x1) * x1 + expand_like(s.d_sigma(t), x0) * x0
+        if s.has_gamma and eps is not None:
+            xt = xt + expand_like(s.gamma(t), eps) * eps
+            ut = ut + expand_like(s.d_gamma(t), eps) * eps
         return PathSample(xt, ut, t, x0, x1, eps)
 
     def velocity(self, xt: Points, x1: Points, t: Times) -> Points:

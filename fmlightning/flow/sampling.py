@@ -55,7 +55,7 @@ def generate(
     """
     t_min, t_max = field.interval
     start = AffinePath(field.schedule).start(x0, t_min, eps)
-    solution = solver.solve(field.given(y), start, t_min, t_max, save_at)
+    solution = solver.solve(field.given(y), start, t_min, t_max, save_at, schedule=field.schedule)
     if t_max == 1:
         return solution
     x1 = field.data(solution.x, at(t_max, like=start), y)

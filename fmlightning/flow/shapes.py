@@ -50,7 +50,7 @@ def require_times(t: Tensor, batch: int | None = None) -> None:
         )
     if t.device.type != "cpu" or not t.numel():
         return
-    low, high = (float(end) for end in t.detach().aminmax())
+    low, high = (float(end) for end in t.detach().aminmax()) if t.ndim else (t.item(),) * 2
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"t from {low:g} to {high:g} must lie in [0, 1], from the source to the data"

@@ -17,7 +17,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from fmlightning.flow.schedules import bisect
+from fmlightning.flow.schedules import Schedule, bisect
 from fmlightning.flow.shapes import PerSample
 
 
@@ -35,7 +35,8 @@ class TimeSampler(ABC):
     def draw(self, u: PerSample, interval: tuple[float, float] = (0.0, 1.0)) -> PerSample:
         """Training times of one batch from independent uniform numbers, (B,)."""
         low, high = interval
-        return low + (high - low) * self.quantile(u)
+        t = self.quantile(u)
+        return t if (low, high) == (0.0, 1.0) else low + (high - low) * t
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,15 @@ class TimeGrid(ABC):
     def warp(self, s: Tensor) -> Tensor:
         """Increasing, with warp(0) = 0 and warp(1) = 1."""
 
-    def points(self, num_steps: int, t0: float, t1: float) -> Tensor:
+    def points(
+        self, num_steps: int, t0: float, t1: float, schedule: Schedule | None = None
+    ) -> Tensor:
         """`num_steps + 1` times from t0 to t1 in float64, in either direction.
 
         The warp belongs to the direction from noise to data, whichever way the grid runs.
+
+        Args:
+            schedule: the curves of the path, for grids that depend on it; this one does not.
         """
         s = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
         low, high = min(t0, t1), max(t0, t1)

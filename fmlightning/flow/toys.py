@@ -53,12 +53,12 @@ class Moons(Toy):
 
     Args:
         scale: factor on the unit half circles.
-        shift: added to both coordinates afterwards.
+        shift: added afterwards, to both coordinates or one number to each.
         noise: standard deviation around the curves, before scaling.
     """
 
     scale: float = 3.0
-    shift: float = -1.0
+    shift: float | tuple[float, float] = -1.0
     noise: float = 0.05
 
     uniforms = 2
@@ -67,7 +67,7 @@ class Moons(Toy):
         angle, inner = math.pi * u[:, 1], u[:, 0] < 0.5
         x = torch.where(inner, 1 - angle.cos(), angle.cos())
         y = torch.where(inner, 0.5 - angle.sin(), angle.sin())
-        return self.scale * (torch.stack((x, y), -1) + self.noise * z) + self.shift
+        return self.scale * (torch.stack((x, y), -1) + self.noise * z) + z.new_tensor(self.shift)
 
 
 @dataclass(frozen=True)

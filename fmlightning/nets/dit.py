@@ -117,6 +117,7 @@ class DiT(nn.Module):
             )
         check_positions(positions, size)
         self.in_channels, self.num_classes, self.positions = in_channels, num_classes, positions
+        self.draws = dropout > 0
         width, pixels = size.width, in_channels * size.patch**2
         self.time = nn.Sequential(
             TimeFeatures(TIME_FEATURES, frequencies[1], frequencies[0]),

@@ -42,7 +42,7 @@ class TimeMLP(nn.Module):
         for name, value in (("dim", dim), ("width", width), ("depth", depth)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        self.dim, self.num_classes = dim, num_classes
+        self.dim, self.num_classes, self.draws = dim, num_classes, dropout > 0
         self.time = TimeFeatures(TIME_FEATURES, MAX_FREQUENCY)
         self.label = ClassEmbedding(num_classes, width) if num_classes else None
         sizes = [dim + TIME_FEATURES] + [width] * depth

@@ -91,7 +91,7 @@ class UNet(nn.Module):
             )
         require_one_of("resample", resample, ("conv", "block"))
         require_one_of("init", init, ("plain", "edm"))
-        self.in_channels, self.num_classes = in_channels, num_classes
+        self.in_channels, self.num_classes, self.draws = in_channels, num_classes, dropout > 0
         self.factor = 2 ** (len(channel_mult) - 1)
         """H and W must be its multiples."""
         width, streams = 4 * channels, count()
@@ -260,7 +260,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # heads n, channels of a head k, pixels l
         qkv_b3nkl = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, self.head_channels))
-        q_bnlk, k_bnlk, v_bnlk = qkv_b3nkl.mT.unbind(1)
+        # the fused kernels, which never hold the l x l scores, want the channels of a head side by side
+        q_bnlk, k_bnlk, v_bnlk = qkv_b3nkl.mT.contiguous().unbind(1)
         h_bnlk = F.scaled_dot_product_attention(q_bnlk, k_bnlk, v_bnlk)
         return joined(x, self.output(h_bnlk.mT.reshape(x.shape)), self.skip_scale)
 

@@ -30,6 +30,7 @@ from fmlightning.training.sealed import (
     seal,
     sealed_step,
 )
+from fmlightning.training.steps import step_after
 
 LAST = "last.ckpt"
 TRAIN_METRICS = ("train/loss", "train/lr")
@@ -259,6 +260,10 @@ class Checkpoints(Checkpoint):
         new = trainer.global_step != self.saved and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.save_on_exception and together and new and between_steps(trainer):
             self.save(trainer)
+
+    def next_step(self, trainer: Trainer) -> float:
+        """Validations and the ends of epochs are Lightning's own steps, and a clock can wait for one of these."""
+        return step_after(trainer.global_step, self.every_n_train_steps)
 
     def due(self, trainer: Trainer) -> bool:
         step, epoch = trainer.global_step, trainer.current_epoch + 1

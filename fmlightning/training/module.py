@@ -7,7 +7,8 @@ Each arrow is one call with one owner. Every random number is keyed by (seed, st
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Shard
-from fmlightning.flow.couplings import Coupling, Independent
+from fmlightning.flow.couplings import Coupling, Independent, Potential, SemidiscreteOT
 from fmlightning.flow.fields import NetworkField, TrainedField, evaluate, require_one_noise
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.keys import Key, Rows
 from fmlightning.flow.maximum_likelihood import MaximumLikelihood
-from fmlightning.flow.objectives import cfm_loss
+from fmlightning.flow.objectives import cfm_loss, mean_cfm_loss
 from fmlightning.flow.ode import ODESolver, Solution
 from fmlightning.flow.paths import AffinePath, PathSample
 from fmlightning.flow.predictions import Prediction, domain
@@ -34,10 +35,13 @@ from fmlightning.flow.sources import Gaussian, Given, Source
 from fmlightning.flow.times import TimeSampler, Uniform
 from fmlightning.flow.weightings import Unweighted, Weighting
 from fmlightning.metrics.binned import BinnedMean
+from fmlightning.metrics.cache import cached
 from fmlightning.training.checkpoints import require_same_layout
 from fmlightning.training.decay import Decay
 from fmlightning.training.ema import evaluation_weights
 from fmlightning.training.nonfinite import guard
+from fmlightning.training.numbers import Numbers
+from fmlightning.training.pairing import BatchPairing, Fit, PairedBatches, SetPairing, Share
 
 BINS = 8
 
@@ -61,6 +65,10 @@ class FlowMatching(LightningModule):
         solver: how validation, prediction and callbacks sample.
         guidance: how strongly they push samples towards their labels; training knows nothing of it.
         compile: whether to compile the network with torch.compile.
+        channels_last: whether the weights of convolutions lie with their channels last in memory, which convolutions on
+            GPUs prefer, in half precision above all.
+        ahead: how many batches ahead the coupling is solved, each in a thread beside training; 0 solves it within the
+            step. The pairs do not depend on it.
         seed: of every random number of training; the command line sets it to `seed_everything`.
     """
 
@@ -82,11 +90,15 @@ class FlowMatching(LightningModule):
         solver: ODESolver = ODESolver(),  # noqa: B008
         guidance: Guidance = Guidance(),  # noqa: B008
         compile: bool = False,
+        channels_last: bool = False,
+        ahead: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= label_drop < 1:
             raise ValueError(f"model.label_drop={label_drop} is a probability in [0, 1)")
+        if ahead < 0:
+            raise ValueError(f"model.ahead={ahead} must not be negative; 0 solves within the step")
         self.network = network
         self.path = AffinePath(path)
         self.source, self.coupling, self.times = source, coupling, times
@@ -97,14 +109,18 @@ class FlowMatching(LightningModule):
         self.interval = domain(predicts, path)
         self.label_drop = label_drop
         self.solver, self.guidance = solver, guidance
-        self.seed = seed
+        self.ahead, self.seed = ahead, seed
+        self.potential: Tensor | None = None
+        self.numbers: Numbers | None = None
         self.key = Key(seed).fold("train")
-        self.keyed_network = "rows" in inspect.signature(network.forward).parameters
+        self.keyed_network = draws(network)
         if compile and objective is not None:
             raise ValueError(
                 "model.compile=true compiles no second derivatives, which model.objective=MaximumLikelihood needs: "
                 "set it to false"
             )
+        if channels_last:
+            put_channels_last(network)
         if compile:
             self.network.compile()
         # in a tuple: as a submodule it would be cast to the network's precision
@@ -148,6 +164,7 @@ class FlowMatching(LightningModule):
     # -- set-up ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        self.numbers = None
         self.check(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.trainer.precision == "64-true":
             self.double()  # Lightning does so only after it has rounded a checkpoint's weights to float32
@@ -169,7 +186,7 @@ class FlowMatching(LightningModule):
         self.num_classes = data.num_classes
         self.levels = data.levels
         self.batch_size = data.batch_size
-        data.paired = not isinstance(self.coupling, Independent)
+        self.check_coupling(data)
         self.latent = data.seen.event_shape != data.event_shape
         if data.gives_x0:
             self.take_pairs(data)
@@ -185,6 +202,25 @@ class FlowMatching(LightningModule):
                 self.scheduler(optimizer)
         self.source.check((1, *self.event_shape))
         self.check_network(type(data).__name__)
+
+    def check_coupling(self, data: FlowData) -> None:
+        """Let the data bring x0 with x1, where they are paired.
+
+        Raises:
+            ValueError: they cannot be paired as the coupling says.
+        """
+        if isinstance(self.coupling, Independent):
+            data.paired, data.pair = 0, None
+            return
+        size = self.coupling.ot_batch_size or self.batch_size
+        if size > self.batch_size and size % self.batch_size:
+            raise ValueError(
+                f"model.coupling.ot_batch_size={size} must be a multiple of data.batch_size={self.batch_size}, or "
+                "smaller than it"
+            )
+        data.paired, data.pair = max(size, self.batch_size), self.pair
+        if isinstance(self.coupling, SemidiscreteOT) and not data.gives_x0:
+            data.require_fixed_set()
 
     def take_pairs(self, data: FlowData) -> None:
         """Let x0 come with the data.
@@ -239,6 +275,9 @@ class FlowMatching(LightningModule):
         finally:
             self.network.train(training)
 
+    def teardown(self, stage: str) -> None:
+        self.trainer.datamodule.end_pairs()  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> Any:
         """The optimiser of the network's weights, and the schedule of its learning rate, a step at a time."""
         optimizer = self.optimizer(self.network.parameters())
@@ -259,13 +298,34 @@ class FlowMatching(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
-        key = self.key.fold(step)
-        point, y = self.draw(batch["x1"], batch.get("y"), key, batch.get("x0"))
-        loss = self.loss(point, y, key.fold("network").rows(self.row_numbers())).mean()
+        point, y = self.draw(batch["x1"], batch.get("y"), step, batch.get("x0"))
+        loss = self.batch_loss(point, y, step)
         if self.logs_now:  # self.log at every step would take a quarter of a small network's time
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def batch_loss(self, point: PathSample, y: Tensor | None, step: int) -> Tensor:
+        """The mean loss of this process's rows of a training batch; their streams are made for who draws from them."""
+        rows = None
+        if self.objective is not None or self.keyed_network:
+            rows = self.key.fold(step).fold("network").rows(self.row_numbers())
+        if self.objective is not None:
+            return self.objective(self.field, point.x1, self.source, y=y, rows=rows).mean()
+        return mean_cfm_loss(
+            self.network,
+            self.schedule,
+            point,
+            predicts=self.predicts,
+            y=y,
+            rows=rows,
+            weight=self.weighting,
+        )
+
+    @property
+    def weighting(self) -> Weighting | None:
+        """The weight, where it is not 1."""
+        return None if isinstance(self.weight, Unweighted) else self.weight
 
     def loss(self, point: PathSample, y: Tensor | None, rows: Rows) -> Tensor:
         """The loss of each sample."""
@@ -278,42 +338,69 @@ class FlowMatching(LightningModule):
             predicts=self.predicts,
             y=y,
             rows=rows if self.keyed_network else None,
-            weight=self.weight,
+            weight=self.weighting,
         )
 
     def draw(
-        self, x1: Tensor, y: Tensor | None, key: Key, x0: Tensor | None = None
+        self, x1: Tensor, y: Tensor | None, step: int, x0: Tensor | None = None
     ) -> tuple[PathSample, Tensor | None]:
         """Points, times and velocities of this process's rows of a global batch; x0 too, unless it is given."""
-        shard, size = self.shard, self.batch_size
-        rows, device = shard.rows(size), x1.device
-        if x0 is None:
-            x0 = self.source.sample((size, *x1.shape[1:]), key.fold("x0").generator(device))
-            if isinstance(self.coupling, Independent):
-                x0 = x0[rows]
-            else:
-                x0, x1, y = self.couple(x0, x1, y, key, rows)
-        u = torch.rand(size, generator=key.fold("time").generator(device), device=device)
-        t = self.times.draw(u, self.interval)[rows]
-        eps = None
-        if self.schedule.has_gamma:
-            eps = torch.randn(
-                size, *x1.shape[1:], generator=key.fold("eps").generator(device), device=device
-            )[rows]
-        if y is not None and self.label_drop:
-            u = torch.rand(size, generator=key.fold("label").generator(device), device=device)[rows]
-            y = torch.where(u < self.label_drop, self.num_classes, y)
-        return self.path.sample(x0, x1, t, eps), y
+        if self.numbers is None:
+            self.numbers = self.numbers_of(x1, y, x0)
+        drawn = self.numbers(step)
+        x0 = drawn.x0 if x0 is None else x0
+        assert x0 is not None, "x0 comes with the batch"
+        t = self.times.draw(drawn.u, self.interval)[self.numbers.rows]
+        if y is not None and drawn.label is not None:
+            y = torch.where(drawn.label < self.label_drop, self.num_classes, y)
+        return self.path.sample(x0, x1, t, drawn.eps), y
 
-    def couple(
-        self, x0: Tensor, x1: Tensor, y: Tensor | None, key: Key, rows: slice
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pair the global batch: every process solves the same problem and keeps its own rows."""
-        if self.trainer.world_size > 1:
-            x1 = gathered(self, x1)
-            y = None if y is None else gathered(self, y)
-        i, j = self.coupling.pairs(x0, x1, y, key.fold("coupling").generator())
-        return x0[i][rows], x1[j][rows], None if y is None else y[j][rows]
+    def numbers_of(self, x1: Tensor, y: Tensor | None, x0: Tensor | None) -> Numbers:
+        """The random numbers of this run, whose batches look like this one."""
+        shape, drawn = (self.batch_size, *x1.shape[1:]), x0 is None
+        assert not drawn or isinstance(self.coupling, Independent), "a coupling brings x0 with x1"
+        return Numbers(
+            self.key,
+            shape,
+            self.shard.rows(self.batch_size),
+            x1.device,
+            self.source if drawn else None,
+            self.schedule.has_gamma,
+            y is not None and self.label_drop > 0,
+        )
+
+    def pair(self, batch: Callable[[int], Batch]) -> PairedBatches:
+        """This process's batches of training, by step, each x1 with the x0 that the coupling gives it.
+
+        Args:
+            batch: this process's x1, and y, of a step.
+        """
+        device = self.trainer.strategy.root_device
+        rows = self.shard.rows(self.batch_size)
+        share = Share(self.key, self.source, self.batch_size, rows, device)
+        if isinstance(self.coupling, SemidiscreteOT):
+            return PairedBatches(SetPairing(self.fitted(device), share), self.ahead)
+        alone = self.trainer.world_size == 1
+        pairing = BatchPairing(
+            self.coupling, share, batch, (lambda v: v) if alone else partial(gathered, self)
+        )
+        return PairedBatches(pairing, self.ahead)
+
+    def fitted(self, device: torch.device) -> Potential:
+        """The training set with its potential: that of the checkpoint, of the cache, or fitted now."""
+        assert isinstance(self.coupling, SemidiscreteOT)
+        x1 = self.trainer.datamodule.fixed_set()["x1"].to(device)  # type: ignore[attr-defined]
+        if self.potential is None or len(self.potential) != len(x1):
+            # as the judges' noise, it does not depend on the seed of the run
+            fit = Fit(self.coupling, x1, self.source, Key(0).fold("potential"))
+            self.potential = cached(fit.name, partial(self.fit, fit), device)["potential"]
+        return self.coupling.potential(x1, self.potential.to(device))
+
+    def fit(self, fit: Fit) -> dict[str, Tensor]:
+        """The potential that the first process finds; all look for it, so that all see what is wrong."""
+        self.print(f"fitting the potential of {len(fit.x1)} points, once")
+        found = fit.potential()
+        return {"potential": self.trainer.strategy.broadcast(found)}
 
     @property
     def shard(self) -> Shard:
@@ -376,9 +463,11 @@ class FlowMatching(LightningModule):
     def couple_blocks(
         self, x0: Tensor, x1: Tensor, y: Tensor | None, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Pairs within each block of `batch_size`: what the training pairs are, and never one huge problem."""
+        """Pairs within each block: what the training pairs are, and never one huge problem."""
         parts = []
-        for block in torch.arange(len(x1), device=x1.device).split(self.batch_size):
+        for block in torch.arange(len(x1), device=x1.device).split(
+            max(self.batch_size, self.coupling.ot_batch_size or 1)
+        ):
             generator = Key(0).fold("coupling", first + int(block[0])).generator()
             labels = None if y is None else y[block]
             i, j = self.coupling.pairs(x0[block], x1[block], labels, generator)
@@ -421,11 +510,14 @@ class FlowMatching(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_same_layout(self, checkpoint)
+        self.potential = checkpoint.get("potential")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is needed to sample from the weights without the data; weights that are not finite are not saved."""
         if (found := guard(self.trainer)) is not None:
             found.require_finite(self)
+        if self.potential is not None:
+            checkpoint["potential"] = self.potential
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
@@ -433,6 +525,25 @@ class FlowMatching(LightningModule):
             "paired": isinstance(self.source, Given),
             "latent": self.latent,
         }
+
+
+def put_channels_last(network: nn.Module) -> None:
+    """Lay the weights of convolutions out with their channels last; the layers then give such images.
+
+    Raises:
+        ValueError: there is no convolution.
+    """
+    if not any(p.ndim == 4 for p in network.parameters()):
+        raise ValueError(
+            f"model.channels_last=true: {type(network).__name__} has no convolution of images; set it to false"
+        )
+    network.to(memory_format=torch.channels_last)
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether a network takes keyed streams, and draws from them in training."""
+    takes = "rows" in inspect.signature(network.forward).parameters
+    return takes and getattr(network, "draws", True)
 
 
 def gathered(module: LightningModule, rows: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class NonFinite(Callback):
         max_skips: how many steps in a row may be skipped before the run stops.
     """
 
+    every_step = ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
+
     def __init__(self, action: Action = "stop", max_skips: int = 10) -> None:
         if action not in ("stop", "skip"):
             raise ValueError(f"nonfinite.action={action} is unknown: choose stop or skip")
@@ -57,6 +59,9 @@ class NonFinite(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer = trainer  # `state_dict` is not given it
+
+    def next_step(self, trainer: Trainer) -> float:
+        return math.inf
 
     # -- the verdict ----------------------------------------------------------------------------
 
@@ -91,7 +96,8 @@ class NonFinite(Callback):
         if self.norm is None:  # gradients are still accumulating
             return
         if self.taken is True:
-            self.in_a_row = 0
+            self.in_a_row, self.losses, self.norm = 0, [], None
+            return  # a verdict that is known at once leaves nothing to read
         else:
             loss = torch.stack(self.losses).sum()
             norm = torch.as_tensor(self.norm, device=loss.device)

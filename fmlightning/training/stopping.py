@@ -1,11 +1,13 @@
 r"""Stopping all processes after the same step.
 
-A signal may reach one process only, and the others would wait for it for ever. So after each optimiser step the
-processes take the largest of their notes, over a group of their own that makes no accelerator wait. When it is not
+A signal may reach one process only, and the others would wait for it for ever. So after each stretch of optimiser
+steps, of a second at most or two steps, the processes take the largest of their notes, over a group of their own that
+makes no accelerator wait; a process that is alone looks at its note after each step. When it is not
 0 the run ends as soon as what belongs to the step is done, its validation included; the checkpoint of the end of
 any stopped run is then that of this step.
 """
 
+import math
 import os
 import signal
 from contextlib import suppress
@@ -35,6 +37,10 @@ class Stopping(Callback):
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         begin_next_epoch(checkpoint["loops"]["fit_loop"])
+
+    def next_step(self, trainer: Trainer) -> float:
+        """None of its own: the processes agree where a stretch of steps ends, and one alone looks at each step."""
+        return math.inf
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:  # gradients are still accumulating

@@ -135,3 +135,30 @@ def test_two_processes_say_the_same(fmlightning, run, repository):
     for a, b in zip(alone, together, strict=True):
         assert a["nfe"] == b["nfe"]
         assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-9)  # sums in another order
+
+
+def test_grids_and_weights_are_axes(fmlightning, run):
+    grids = (
+        '--grids=[UniformGrid, {"class_path": "ShiftedGrid", "init_args": {"shift": 1.0}}, EDMGrid]'
+    )
+    options = ("--solvers=euler,dopri5", "--nfe=4", "--tolerances=1e-3")
+    records = evaluated(fmlightning, run, *options, grids, "--ema=true,false")
+    fixed = [(r["grid"], r["ema"]) for r in records if r["method"] == "euler"]
+    names = ["UniformGrid()", "ShiftedGrid(shift=1.0)", "EDMGrid()"]
+    assert fixed == [(grid, ema) for ema in (True, False) for grid in names]
+    assert [r["ema"] for r in records if r["method"] == "dopri5"] == [
+        True,
+        False,
+    ]  # no grid of its own
+    scores = {(r["method"], r["grid"], r["ema"]): r["metrics"]["w2"] for r in records}
+    for ema in (True, False):  # a shift of 1 is none
+        assert scores["euler", names[1], ema] == pytest.approx(
+            scores["euler", names[0], ema], rel=1e-5
+        )
+        assert scores["euler", names[2], ema] != scores["euler", names[0], ema]
+    assert scores["euler", names[0], True] != scores["euler", names[0], False]
+    assert [r["label"] for r in records[:3]] == [
+        "euler", "euler on ShiftedGrid(shift=1.0)", "euler on EDMGrid",
+    ]  # fmt: skip
+    raw = [r for r in records if not r["ema"]][:1]
+    assert evaluated(fmlightning, run, "--solvers=euler", "--nfe=4", "--ema=false") == raw

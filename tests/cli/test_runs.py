@@ -198,9 +198,10 @@ def test_report_gives_mean_and_spread_over_seeds(fit, fmlightning, tmp_path):
         for s in (0, 1, 2)
     ]  # fmt: skip
     out = tmp_path / "expected.json"
-    status, shown = fmlightning("report", *runs, "--out", out)
+    status, shown = fmlightning("report", *runs, "--write-expected", out)
     assert status == 0, shown
-    row = json.loads(out.read_text())["metrics"]["w2"]
+    (cell,) = json.loads(out.read_text())["cells"]
+    row = cell["metrics"]["w2"]
     values = [json.loads((r / "evaluation.json").read_text())["metrics"]["w2"] for r in runs]
     assert row["n"] == 3
     assert row["mean"] == pytest.approx(np.mean(values))
@@ -254,8 +255,11 @@ def test_report_does_not_average_unlike_runs(fit, fmlightning, tmp_path):
         "toy/moons", *STEPS, *judged, "--model.path=Trigonometric", "--seed_everything=1", name="b"
     )
     status, shown = fmlightning("report", a, b)
+    assert status == 0, shown
+    assert "model.path=Linear: only 1 of 2 seeds" in shown
+    status, shown = fmlightning("report", a, b, "--rows", "data.batch_size")
     assert status == 2
-    assert "2 configs" in shown
+    assert "model.path (Linear, Trigonometric)" in shown
     status, shown = fmlightning("report", a, a)
     assert status == 2
     assert "seed 0" in shown

@@ -79,7 +79,7 @@ def test_training_uses_the_x0_of_the_batch(monkeypatch):
     monkeypatch.setattr(FlowMatching, "trainer", Trainer())
     module.batch_size = 4
     x1, x0 = torch.zeros(4, 2), torch.arange(8.0).reshape(4, 2)
-    point, _ = module.draw(x1, None, Key(0), x0)
+    point, _ = module.draw(x1, None, 0, x0)
     assert torch.equal(point.x0, x0)
     # on the linear path, u = x1 - x0
     torch.testing.assert_close(point.ut, x1 - x0)

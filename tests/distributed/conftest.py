@@ -1,6 +1,7 @@
 """Groups of processes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ class Group:
         result = subprocess.run(
             [*launch, str(DRIVER), str(self.folder)],
             capture_output=True, text=True, timeout=1200, cwd=DRIVER.parents[2],
+            env={**os.environ, "FMLIGHTNING_CACHE": str(self.folder / "cache")},
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
         self.shown = result.stdout

@@ -29,6 +29,16 @@ DIGITS = (
     "--trainer.log_every_n_steps=1", "--model.solver={method: euler, num_steps: 3}", "--evaluation.batch_size=200",
 )  # fmt: skip
 TEMPORARY = 75
+COUPLED = {
+    "pool": (*TOY, "--model.coupling.ot_batch_size=256"),
+    "blocks": (*TOY, "--model.coupling.ot_batch_size=24"),
+    "in-the-step": (*TOY, "--model.coupling=MinibatchOT", "--model.ahead=0"),
+    "entropic": (*TOY, "--model.coupling=Entropic"),
+    "unbalanced": (*TOY, "--model.coupling=UnbalancedOT"),
+    "semidiscrete": (*TOY, "--model.coupling=SemidiscreteOT", "--data.train_size=128"),
+    "c2ot": (*DIGITS, "--model.coupling=C2OT"),
+}
+FEW = ("--trainer.max_steps=6", "--trainer.val_check_interval=3", "--evaluation.judges=[]")
 
 
 def add_runs(group, steps):
@@ -43,6 +53,8 @@ def add_runs(group, steps):
     group.add("stopped", *group.in_halves, signal=[steps // 2 - 1, signal.SIGUSR1])
     fine = "--model.solver={method: dopri5, rtol: 1.0e-6, atol: 1.0e-6}"
     group.add("predicted", "predict", *MOONS, fine, run=group.folder / "adamw")
+    for name, argv in COUPLED.items():
+        group.add(name, *argv, *FEW)
     if steps == LONG:
         group.add("sgd", *TOY, *length, SGD)
         group.add("double", *TOY, *length, SGD, DOUBLE)
@@ -118,7 +130,7 @@ def require_same_metrics(one, other, within):
     assert scores(other) == pytest.approx(scores(one), rel=within)
 
 
-@pytest.mark.parametrize("name", ["adamw", "digits", "whole"])
+@pytest.mark.parametrize("name", ["adamw", "digits", "whole", *COUPLED])
 def test_every_step_draws_the_same_bits(pair, name):
     """Data, source points, pairs, times, noise and hidden labels of the global batch; labelled and in micro-batches."""
     mine, its = (group.draws(name) for group in pair)

@@ -112,6 +112,9 @@ RUNS = {
         "--trainer.val_check_interval=3", "--checkpoints.every_n_train_steps=2", "--evaluation.judges=[]",
     ),
 }  # fmt: skip
+# four batches paired together, and killed between them; and a potential that is fitted before the first step
+RUNS["pool"] = (*RUNS["toy"], "--model.coupling.ot_batch_size=64", "--model.ahead=3")
+RUNS["semidiscrete"] = (*RUNS["toy"], "--model.coupling=SemidiscreteOT")
 RUNS["two processes"] = (*RUNS["toy"], "--trainer.strategy=ddp", "--trainer.devices=2")
 
 WALL_CLOCK = re.compile(r"seconds|per_second|time")

@@ -9,19 +9,23 @@ import torch
 from jaxtyping import TypeCheckError
 
 from fmlightning.flow.couplings import (
+    C2OT,
     ClasswiseOT,
     Entropic,
     Independent,
     MinibatchOT,
     OTPlanWithReplacement,
     SchrodingerBridgeCoupling,
+    SemidiscreteOT,
+    UnbalancedOT,
     sinkhorn,
     squared_distances,
 )
+from fmlightning.flow.couplings.exact import fastest
 from fmlightning.flow.keys import Key
 
 PLAIN_OT = [MinibatchOT(), OTPlanWithReplacement(), Entropic(), SchrodingerBridgeCoupling()]
-ALL = [Independent(), *PLAIN_OT, ClasswiseOT()]
+ALL = [Independent(), *PLAIN_OT, UnbalancedOT(), SemidiscreteOT(), ClasswiseOT(), C2OT()]
 
 
 def name(coupling):
@@ -35,7 +39,7 @@ def clouds(n, *shape, seed=0, dtype=torch.float32):
 
 
 def labels_for(coupling, n):
-    return torch.arange(n) % 3 if isinstance(coupling, ClasswiseOT) else None
+    return torch.arange(n) % 3 if isinstance(coupling, ClasswiseOT | C2OT) else None
 
 
 def draw(coupling, x0, x1, seed=0):
@@ -247,3 +251,40 @@ def test_batches_of_two_sizes_are_refused_by_every_coupling(coupling):
     for x0, x1, labels in ((x[:4], x, y), (x, x[:4], y[:4]), (x, x, y[:3])):
         with pytest.raises((ValueError, TypeCheckError)):  # the annotations may come first
             coupling.pairs(x0, x1, labels, Key(0).generator())
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 8, 8)], ids=str)
+def test_both_solvers_find_the_same_permutation(shape):
+    x0, x1 = clouds(300, *shape)
+    i, _ = draw(MinibatchOT(method="assignment"), x0, x1)
+    # optima of points at random are unique, and their differences far above rounding
+    assert torch.equal(draw(MinibatchOT(method="simplex"), x0, x1)[0], i)
+    assert torch.equal(draw(MinibatchOT(), x0, x1)[0], i)
+
+
+def test_the_faster_solver_is_the_one_that_was_measured():
+    assert fastest(256, 2) == fastest(1024, 3) == "simplex"
+    assert fastest(128, 2) == fastest(1024, 3072) == "assignment"
+
+
+def test_blocks_cost_more_than_the_whole_and_each_is_the_best_of_its_own():
+    x0, x1 = clouds(60, 2)
+    i, j = draw(MinibatchOT(ot_batch_size=25), x0, x1)
+    assert j.tolist() == list(range(60))
+    for block in torch.arange(60).split(25):
+        best = draw(MinibatchOT(), x0[block], x1[block])[0]
+        assert torch.equal(i[block], block[best])
+    assert cost_of(i, j, x0, x1) > cost_of(*draw(MinibatchOT(), x0, x1), x0, x1)
+    with pytest.raises(ValueError, match="ot_batch_size=0"):
+        MinibatchOT(ot_batch_size=0)
+
+
+def test_images_in_single_precision_cost_as_much_as_in_double():
+    x0, x1 = clouds(64, 3, 32, 32)
+    exact = squared_distances(x0.double(), x1.double())
+    # products of 3,072 terms, each sum rounded to 6e-8 of about 6,000; distances of pairs differ by a hundred
+    torch.testing.assert_close(squared_distances(x0, x1), exact, rtol=0, atol=0.02)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(squared_distances(x0, x1), exact, rtol=0, atol=0.02)
+    ours, truth = (draw(MinibatchOT(), a, b)[0] for a, b in ((x0, x1), (x0.double(), x1.double())))
+    assert torch.equal(ours, truth)

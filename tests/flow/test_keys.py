@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fmlightning.flow.keys import Key, philox
+from fmlightning.flow.keys import GOLDEN, Key, mix, philox
 
 # Random123 1.14, examples/kat_vectors, philox4x32 with 10 rounds: counter, key, result
 KNOWN_ANSWERS = [
@@ -21,6 +21,69 @@ def words(text):
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN_ANSWERS)
 def test_philox_gives_the_known_answers(counter, key, result):
     assert philox(words(counter), words(key)) == words(result)
+
+
+# SplitMix64 from 1234567, as Rosetta Code and Vigna's splitmix64.c give it
+SPLITMIX = (
+    6457827717110365317,
+    3203168211198807973,
+    9817491932198370423,
+    4593380528125082431,
+    16408922859458223821,
+)
+
+
+def test_splitmix_gives_the_known_answers():
+    words = mix(1234567 + GOLDEN * torch.arange(1, 6))
+    assert [word % 2**64 for word in words.tolist()] == list(SPLITMIX)
+
+
+def splitmix(seed, step, gamma=0x9E3779B97F4A7C15):
+    """Word `step` after the seed, in Python's integers."""
+    z = (seed + step * gamma) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+@pytest.mark.parametrize("stream", [0, 5, 10**6])
+def test_lanes_are_splitmix_of_key_index_stream_and_word(stream):
+    seed, index = 2**62 + 12345, [0, 7, 2**40 + 3]
+    lanes = Key(seed).rows(torch.tensor(index)).lanes(11, stream)
+    for row, i in zip(lanes.tolist(), index, strict=True):
+        start = splitmix(splitmix(seed, i + 1), stream + 1)
+        gamma = splitmix(start, 1) | 1
+        words = [splitmix(start, j, gamma) for j in (1, 2, 3)]
+        expected = [word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
+        assert [lane % 2**16 for lane in row] == expected[:11]
+
+
+def test_lanes_are_uniform_and_unrelated_to_their_neighbours():
+    n = 20_000
+    rows = Key(3).fold("lanes").rows(torch.arange(n))
+    lanes, another = (((rows.lanes(12, k).double() + 0.5) / 2**16) + 0.5 for k in (0, 1))
+    for column in lanes.T:
+        assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
+    other = {"row": lanes.roll(1, 0), "stream": another}
+    other |= {f"lag {k}": lanes.roll(k, 1) for k in range(1, 12)}
+    for name, shifted in other.items():
+        correlation = torch.stack((lanes.flatten(), shifted.flatten())).corrcoef()[0, 1]
+        assert abs(float(correlation)) < 4 / (12 * n) ** 0.5, name
+
+
+def test_lanes_along_a_row_fill_every_value():
+    lanes = Key(8).rows(torch.tensor([42])).lanes(2**20)
+    counts = torch.bincount(lanes[0].long() + 2**15, minlength=2**16)
+    # a chi-square of 2**16 cells with 16 expected in each
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_lanes_of_a_row_are_the_same_in_any_batch_and_do_not_change_the_index():
+    key, index = Key(5), torch.arange(64)
+    whole = key.rows(index).lanes(33, 2)
+    for part in (torch.tensor([17]), torch.tensor([63, 17, 2])):
+        assert torch.equal(key.rows(part).lanes(33, 2), whole[part])
+    assert torch.equal(index, torch.arange(64))  # mixing works in place
 
 
 def test_rows_are_philox_of_block_index_and_stream():

@@ -16,6 +16,7 @@ from fmlightning.metrics.features import FeatureNetwork
 from fmlightning.metrics.frechet import Frechet
 from fmlightning.metrics.inception_score import InceptionScore
 from fmlightning.metrics.kernel import KernelDistance
+from fmlightning.metrics.neighbours import Neighbours
 from fmlightning.metrics.precision_recall import PrecisionRecall
 from fmlightning.metrics.real import RealSamples
 
@@ -80,6 +81,7 @@ def judges(weights=None):
         KernelDistance(network, 60, subsets=3, subset_size=20),
         InceptionScore(network, 61, splits=3),
         PrecisionRecall(network, 60),
+        Neighbours(network, 61),
         Frechet("digits", 40),
     ]
 

@@ -13,7 +13,7 @@ from projection import Projection, Streamed, images, scores
 from random_inception import pictures, random_inception
 
 from fmlightning.data.digits import DigitsData
-from fmlightning.evaluate import instantiate_judges
+from fmlightning.evaluate.bench import instantiate_judges
 from fmlightning.flow.keys import Key
 from fmlightning.metrics.cache import cache_folder
 from fmlightning.metrics.frechet import Frechet
@@ -264,7 +264,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
     alone = scores(0, 1)
     assert first == second
     assert alone.keys() == first.keys()
-    assert len(alone) == 20
+    assert len(alone) == 22
     for name, value in alone.items():
         # sums of float64 in another order
         assert first[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name

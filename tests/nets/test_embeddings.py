@@ -12,7 +12,7 @@ from fmlightning.nets.embeddings import HALF, ClassEmbedding, Dropout, TimeFeatu
 
 INDEX = torch.tensor([3, 700, 2**33 + 1, 0])
 ROWS = Key(1).rows(INDEX)
-SHAPE = (6, 5, 7)  # odd sizes: the last half word is not used
+SHAPE = (6, 5, 7)  # odd sizes: not all of the last word is used
 
 
 def dropped(x, rows, p=0.3, stream=2):
@@ -87,9 +87,9 @@ def test_dropout_keeps_the_stated_share_and_the_mean(p):
     assert abs(float(kept.mean()) - (1 - p)) < 4 * error / math.sqrt(ones.numel())
     # E[dropout(x)] = x, so every element's mean over the samples is 1; 4.9 s.e. for the largest of 1000
     assert float((out.mean(0) - 1).abs().max()) < 4.9 * error / (1 - p) / math.sqrt(n)
-    # neighbours and the two halves of a word are unrelated
+    # neighbours, the four lanes of a word and neighbouring words are unrelated
     centred = kept - kept.mean()
-    for lag in (1, 500):
+    for lag in (1, 2, 3, 4, 500):
         correlation = (centred * centred.roll(lag, 1)).mean() / (p * (1 - p))
         assert abs(float(correlation)) < 4 / math.sqrt(ones.numel())
 
@@ -97,6 +97,20 @@ def test_dropout_keeps_the_stated_share_and_the_mean(p):
 def test_dropout_divides_by_the_probability_it_rounded_to():
     out = dropped(torch.ones(4, 1000, dtype=torch.float64), ROWS, p=0.3)
     assert out.unique().tolist() == [0.0, HALF / round(0.7 * HALF)]
+
+
+def test_dropout_of_half_precision_is_rounded_once():
+    x = torch.randn(4, *SHAPE, generator=Key(0).generator()).bfloat16()
+    out = dropped(x, ROWS, p=0.1)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, dropped(x.float(), ROWS, p=0.1).bfloat16())
+
+
+def test_dropout_passes_gradients_of_what_it_kept():
+    x = torch.randn(4, *SHAPE, generator=Key(0).generator()).requires_grad_()
+    out = dropped(x, ROWS)
+    out.sum().backward()
+    assert torch.equal(x.grad, (out != 0) * (HALF / round(0.7 * HALF)))
 
 
 def test_dropout_is_silent_when_evaluating_or_switched_off():

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import config
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.seeding import seeded
@@ -167,6 +168,13 @@ def test_attention_is_softmax_attention_between_pixels():
         heads.append(torch.einsum("blm,bkm->bkl", scores.softmax(-1), v[:, head]))
     expected = x + layer.output(torch.cat(heads, 1).reshape(x.shape))
     torch.testing.assert_close(layer(x), expected)  # float64 rounding
+
+
+def test_attention_never_holds_its_scores():
+    x = inputs(2, (8, 4, 4))[0].requires_grad_()
+    layer = Attention(8, head_channels=4)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # refuses what this kernel cannot take
+        layer(x).sum().backward()
 
 
 def test_scale_and_shift_act_on_the_normalised_channels():

@@ -1,0 +1,1 @@
+"""Factorial comparisons: train what differs in training once, and compute the rest from the checkpoints."""

@@ -1,0 +1,329 @@
+"""From run directories to tables: what is averaged, what is refused, and what is bold."""
+
+import csv
+import io
+import json
+import re
+from hashlib import sha256
+
+import pytest
+from paper_runs import write_cell, write_plan, write_run
+from scipy import stats
+
+from fmlightning.report.cells import cells_of
+from fmlightning.report.formats import difference_grid, latex, markdown, score_csv, score_grid
+from fmlightning.report.reading import collect
+from fmlightning.report.records import EVALUATIONS, FINAL
+from fmlightning.report.table import aliased, differences, fewer, tabulate
+
+LINEAR = (0.20, 0.24, 0.31)
+TRIGONOMETRIC = (0.30, 0.33, 0.42)
+
+
+def write_two_paths(folder, scores=(LINEAR, TRIGONOMETRIC)):
+    for path, values in zip(("Linear", "Trigonometric"), scores, strict=True):
+        for seed, w2 in enumerate(values):
+            write_run(folder / f"{path}-s{seed}", seed, {"w2": w2}, path=path)
+    return folder
+
+
+def cells(folder, kind=FINAL, **where):
+    return cells_of(collect([folder]), kind, where)
+
+
+def texts(grid):
+    return [[piece.text for piece in row] for row in grid]
+
+
+def test_the_option_that_differs_is_the_row(tmp_path):
+    table = tabulate(cells(write_two_paths(tmp_path)))
+    assert table.rows == ("model.path",)
+    assert table.keys == [("Linear",), ("Trigonometric",)]
+    estimate = table.estimate(("Linear",), table.heads[0])
+    assert (estimate.mean, estimate.n) == (pytest.approx(0.25), 3)
+
+
+def test_seeds_alone_are_one_row(tmp_path):
+    write_two_paths(tmp_path)
+    table = tabulate(cells(tmp_path, **{"model.path": ["Linear"]}))
+    assert (table.rows, table.keys) == ((), [()])
+
+
+def test_another_option_is_named_and_not_averaged(tmp_path):
+    write_two_paths(tmp_path)
+    write_run(tmp_path / "fast-s0", 0, {"w2": 0.9}, model__optimizer={"lr": 0.1})
+    with pytest.raises(ValueError, match=r"differ in model\.optimizer\.lr \(0\.001, 0\.1\) too"):
+        tabulate(cells(tmp_path), rows=["model.path"])
+    table = tabulate(cells(tmp_path))  # and by default it is a row of its own
+    assert table.rows == ("model.path", "model.optimizer.lr")
+    assert len(table.keys) == 3
+
+
+def test_options_that_change_together_are_named(tmp_path):
+    write_run(tmp_path / "a", 0, {"w2": 0.2})
+    write_run(tmp_path / "b", 0, {"w2": 0.3}, path="Trigonometric", model__optimizer={"lr": 0.1})
+    found = cells(tmp_path)
+    (note,) = aliased(found, found.axes)
+    assert note.startswith("model.path, model.optimizer.lr change together")
+    table = tabulate(found)
+    _, alone = differences(table, {"model.path": "Linear"})
+    assert alone == [
+        "model.path=Trigonometric, model.optimizer.lr=0.1 has no baseline: there is no row model.path=Linear, "
+        "model.optimizer.lr=0.1, so others differ in more"
+    ]
+
+
+def test_a_seed_twice_is_refused_with_both_places(tmp_path):
+    write_two_paths(tmp_path)
+    write_run(tmp_path / "again", 0, {"w2": 0.2})
+    with pytest.raises(ValueError, match=r"seed 0 .*Linear-s0 and .*again"):
+        tabulate(cells(tmp_path))
+
+
+def test_rows_on_fewer_seeds_are_named(tmp_path):
+    write_two_paths(tmp_path, (LINEAR, TRIGONOMETRIC[:2]))
+    found = cells(tmp_path)
+    assert fewer(tabulate(found), found.seeds) == [
+        "model.path=Trigonometric: only 2 of 3 seeds, without 2"
+    ]
+
+
+def test_one_seed_says_so_in_every_format(tmp_path):
+    write_run(tmp_path / "a", 0, {"w2": 0.25})
+    table = tabulate(cells(tmp_path), metrics=["w2"])
+    assert texts(score_grid(table)) == [["n", "w2 ↓", "95 %"], ["1", "0.25", "n = 1"]]
+    assert "n = 1" in markdown(score_grid(table))
+    assert "n = 1" in latex(score_grid(table), 0)
+    row = next(csv.DictReader(io.StringIO(score_csv(table))))
+    assert row == {"w2": "0.25", "w2 95 %": "n = 1", "w2 std": "", "w2 n": "1"}
+
+
+def test_intervals_and_differences_are_those_of_scipy(tmp_path):
+    table = tabulate(cells(write_two_paths(tmp_path)), metrics=["w2"])
+    row = next(csv.DictReader(io.StringIO(score_csv(table))))
+    assert float(row["w2 95 %"]) == pytest.approx(stats.sem(LINEAR) * stats.t.ppf(0.975, 2))
+    (found,) = differences(table, {"model.path": "Linear"})[0].values()
+    known = stats.ttest_rel(TRIGONOMETRIC, LINEAR)
+    assert found.p == pytest.approx(known.pvalue)  # one comparison: no correction
+    assert found.estimate.mean == pytest.approx(0.1)
+    low, high = known.confidence_interval(0.95)
+    assert 2 * found.estimate.half_width == pytest.approx(high - low)
+
+
+def test_pairs_see_what_the_spread_over_seeds_hides(tmp_path):
+    """Intervals overlap, yet each seed says the same: bold."""
+    table = tabulate(cells(write_two_paths(tmp_path)), metrics=["w2"])
+    assert stats.ttest_ind(LINEAR, TRIGONOMETRIC).pvalue > 0.05
+    assert table.best == {(("Linear",), table.heads[0])}
+    grid = difference_grid(table, differences(table, {"model.path": "Linear"})[0])
+    assert [p.text for p in grid[1] if p.bold] == ["+0.100"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [(0.15, 0.33, 0.42), (0.30, None, None), (0.21, 0.24, 0.30)],
+    ids=["a seed says otherwise", "one seed in common", "hardly worse"],
+)
+def test_nothing_is_bold_where_the_pairs_do_not_say_so(tmp_path, other):
+    write_two_paths(tmp_path, (LINEAR, [v for v in other if v is not None]))
+    assert tabulate(cells(tmp_path), metrics=["w2"]).best == set()
+
+
+def test_more_rows_need_more_evidence(tmp_path):
+    """p just below 0.05 is enough against one other row, and not against two after Holm's correction."""
+    one, two = (0.225, 0.30, 0.36), (0.226, 0.30, 0.361)
+    for other in (one, two):
+        assert 0.025 < stats.ttest_rel(LINEAR, other).pvalue < 0.05
+    found = cells(write_two_paths(tmp_path / "two", (LINEAR, one)))
+    assert tabulate(found, metrics=["w2"]).best
+    write_two_paths(tmp_path / "three", (LINEAR, one))
+    for seed, w2 in enumerate(two):
+        write_run(tmp_path / "three" / f"vp-s{seed}", seed, {"w2": w2}, path="VariancePreserving")
+    assert tabulate(cells(tmp_path / "three"), metrics=["w2"]).best == set()
+
+
+def test_more_is_better_where_it_is(tmp_path):
+    for path, values in (("Linear", (0.90, 0.91, 0.92)), ("Trigonometric", (0.95, 0.96, 0.97))):
+        for seed, v in enumerate(values):
+            write_run(tmp_path / f"{path}-s{seed}", seed, {"accuracy": v, "mine": v}, path=path)
+    table = tabulate(cells(tmp_path), higher=["mine"])
+    assert [key for key, head in table.best if head.metric != "nfe"] == [("Trigonometric",)] * 2
+    assert texts(score_grid(table))[0][2::2] == ["accuracy ↑", "mine ↑", "nfe"]
+
+
+def test_a_row_that_diverged_is_shown_and_nothing_is_bold_beside_it(tmp_path):
+    table = tabulate(cells(write_two_paths(tmp_path, (LINEAR, (0.3, float("nan"), 0.4)))))
+    assert texts(score_grid(table))[2][:4] == ["Trigonometric", "3", "nan", "± nan"]
+    assert table.best == set()
+    assert [d.p for d in differences(table, {"model.path": "Linear"})[0].values()] == [1.0]
+
+
+def test_scores_on_other_data_are_not_better(tmp_path):
+    for size, level in ((256, 0.2), (512, 0.6)):
+        for seed in range(3):
+            init = {"batch_size": size}
+            write_run(tmp_path / f"{size}-s{seed}", seed, {"w2": level + seed / 100}, data__init_args=init)  # fmt: skip
+    table = tabulate(cells(tmp_path))
+    assert table.rows == ("data.batch_size",)
+    assert table.best == set()
+
+
+# -- evaluations ----------------------------------------------------------------------------------
+
+
+def write_evaluations(folder):
+    for path, level in (("Linear", 0.2), ("Trigonometric", 0.3)):
+        for seed in (0, 1):
+            run = write_run(folder / f"{path}-s{seed}", seed, {"w2": level}, path=path)
+            for method in ("euler", "heun2"):
+                for nfe in (4, 8):
+                    w2 = level + 1 / nfe + seed / 100
+                    write_cell(run, method, nfe, {"w2": w2}, seed=seed)
+            write_cell(run, "dopri5", 60 + seed, {"w2": level}, seed=seed)
+    return folder
+
+
+def test_solver_and_nfe_are_axes(tmp_path):
+    table = tabulate(cells(write_evaluations(tmp_path), EVALUATIONS), metrics=["w2", "nfe"])
+    assert table.rows == ("model.path", "solver", "nfe")
+    key = (
+        "Linear",
+        "dopri5",
+        "tol 1e-05",
+    )  # what it took differs by seed, and what it was given does not
+    assert [table.estimate(key, head).mean for head in table.heads] == pytest.approx([0.2, 60.5])
+    assert table.keys[:3] == [key, ("Linear", "euler", 4), ("Linear", "euler", 8)]
+
+
+def test_an_axis_as_columns(tmp_path):
+    found = cells(write_evaluations(tmp_path), EVALUATIONS, solver=["euler", "heun2"])
+    table = tabulate(found, columns=["nfe"], metrics=["w2"])
+    assert table.rows == ("model.path", "solver")
+    assert texts(score_grid(table))[0] == [
+        "model.path",
+        "solver",
+        "n",
+        "nfe = 4",
+        "95 %",
+        "nfe = 8",
+        "95 %",
+    ]
+    first = [table.estimate(("Linear", "euler"), head).mean for head in table.heads]
+    assert first == pytest.approx([0.455, 0.33])
+
+
+def test_every_row_has_the_baseline_that_is_like_it_in_all_else(tmp_path):
+    table = tabulate(cells(write_evaluations(tmp_path), EVALUATIONS), metrics=["w2"])
+    found, alone = differences(table, {"model.path": "Linear"})
+    assert {key[0] for key, _ in found} == {"Trigonometric"}
+    assert len(found) == 5
+    assert alone == []
+    assert all(d.estimate.mean == pytest.approx(0.1) for d in found.values())
+
+
+def test_guidance_and_grid_are_axes(tmp_path):
+    run = write_run(tmp_path / "a", 0, {"w2": 0.2})
+    for scale in (1.0, 2.0):
+        for grid in ("UniformGrid()", "SNRGrid(rho=7)"):
+            write_cell(run, "euler", 4, {"w2": scale}, scale=scale, grid=grid)
+    found = cells(tmp_path, EVALUATIONS)
+    assert set(found.axes) >= {"guidance", "grid"}
+    assert found.along("grid") == ["SNRGrid(rho=7)", "UniformGrid"]
+    assert tabulate(cells(tmp_path, EVALUATIONS, guidance=["2"])).rows == ("grid",)
+
+
+def test_cells_of_a_checkpoint_that_is_gone_are_left_out(tmp_path):
+    run = write_run(tmp_path / "a", 0, {"w2": 0.2})
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    digest = sha256(b"weights").hexdigest()
+    write_cell(run, "euler", 4, {"w2": 0.5}, checkpoint="gone")
+    write_cell(run, "euler", 4, {"w2": 0.4}, checkpoint=digest)
+    collection = collect([tmp_path])
+    assert [r.metrics["w2"] for r in collection.trained[0].records if r.kind == EVALUATIONS] == [0.4]  # fmt: skip
+    assert "1 left out, of checkpoints that are no longer there" in collection.notes[0]
+
+
+# -- plans ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_gives_axes_labels_and_order(tmp_path):
+    rows = []
+    for label, path in (("VP", "VariancePreserving"), ("FM", "Linear")):
+        for seed in (0, 1):
+            name = f"{label}-s{seed}"
+            write_run(tmp_path / name, seed, {"w2": 0.2 + seed}, path=path)
+            rows.append((name, {"method": label}, seed, "finished", ""))
+    rows.append(("FM-s2", {"method": "FM"}, 2, "failed", "NonFiniteError: loss is nan"))
+    rows.append(("FM-s3", {"method": "FM"}, 3, "waiting", ""))
+    write_plan(tmp_path, {"method": ["VP", "FM"]}, rows, {"model.path": None})
+    write_run(tmp_path / "stray", 7, {"w2": 9.0})
+    found = collect([tmp_path])
+    table = tabulate(cells_of(found, FINAL, {}))
+    assert (table.rows, table.keys) == (("method",), [("VP",), ("FM",)])
+    assert [(x.path.name, x.status, x.why) for x in found.left_out] == [
+        ("FM-s2", "failed", "it is failed: NonFiniteError: loss is nan"),
+        ("FM-s3", "waiting", "it is waiting"),
+    ]
+    assert any("1 runs" in note and "in no cell" in note for note in found.notes)
+
+
+def test_a_plan_has_the_evaluations_it_asked_for(tmp_path):
+    run = write_run(tmp_path / "a", 0, {"w2": 0.2})
+    asked = write_cell(run, "euler", 4, {"w2": 0.5})
+    write_cell(run, "euler", 64, {"w2": 0.3})
+    note = {"arguments": [], "files": [asked.name]}
+    (run / "evaluations" / "asked-01234567.json").write_text(json.dumps(note))
+    write_plan(tmp_path, {"model.path": ["Linear"]}, [("a", {"model.path": "Linear"}, 0, "finished", "")])  # fmt: skip
+    found = collect([tmp_path])
+    assert [c.values["nfe"] for c in cells_of(found, EVALUATIONS, {}).all] == [4]
+    assert "1 left out, which the sweep did not ask for" in found.notes[0]
+    assert len(cells_of(collect([run]), EVALUATIONS, {}).all) == 2  # by itself it has both
+
+
+def test_runs_at_one_place_of_a_plan_that_differ_are_refused(tmp_path):
+    for seed, lr in ((0, 0.001), (1, 0.1)):
+        write_run(tmp_path / f"s{seed}", seed, {"w2": 0.2}, model__optimizer={"lr": lr})
+    rows = [(f"s{seed}", {"model.path": "Linear"}, seed, "finished", "") for seed in (0, 1)]
+    write_plan(tmp_path, {"model.path": ["Linear"]}, rows)
+    with pytest.raises(ValueError, match=r"model\.optimizer\.lr \(0\.001, 0\.1\)"):
+        tabulate(cells(tmp_path))
+
+
+def test_the_runs_of_a_plan_are_found_where_it_was_moved_to(tmp_path):
+    write_run(tmp_path / "old" / "a", 0, {"w2": 0.2})
+    write_plan(
+        tmp_path / "old",
+        {"model.path": ["Linear"]},
+        [("a", {"model.path": "Linear"}, 0, "finished", "")],
+    )
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert len(collect([tmp_path / "new"]).trained) == 1
+
+
+# -- LaTeX ----------------------------------------------------------------------------------------
+
+
+def test_latex_is_whole_and_escaped(tmp_path):
+    for seed in range(3):
+        for path, level in (("Linear", 0.2), ("Weird_path#1 & 50%", 0.5)):
+            write_run(tmp_path / f"{path[:3]}-s{seed}", seed, {"w2_half{": level + seed / 50}, path=path)  # fmt: skip
+    text = latex(score_grid(tabulate(cells(tmp_path))), 1)
+    lines = text.splitlines()
+    columns = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", lines[1])[1]
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert all(len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1 for row in rows)
+    assert [line for line in lines if re.fullmatch(r"\\\w+rule", line)] == [
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+    ]
+    assert lines[-1] == r"\end{tabular}"
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    body = "\n".join(rows)
+    assert not re.search(r"(?<!\\)[_#%]", body)
+    assert r"Weird\_path\#1 \& 50\%" in body
+    assert r"\textbf{0.2" in body
+    assert body.count("$") % 2 == 0
+    assert not re.search(r"[^\x00-\x7f]", text)  # no sign that pdflatex has not

@@ -1,0 +1,58 @@
+"""What is shown while a sweep runs."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stand_in
+
+from fmlightning.sweep.board import Board, last_step
+from fmlightning.sweep.cost import duration
+from fmlightning.sweep.plan import Plan
+from fmlightning.sweep.pool import Job
+from fmlightning.sweep.work import Step
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 5000])
+def test_the_last_step_is_that_of_the_last_whole_row(tmp_path, rows):
+    file = tmp_path / "metrics.csv"
+    assert last_step(file) == 0
+    file.write_text(
+        "step,loss\n" + "".join(f"{10 * k},0.5\n" for k in range(1, rows + 1)) + "999,0."
+    )
+    assert last_step(file) == 10 * rows
+
+
+def test_the_table_has_what_runs_and_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMLIGHTNING_RUNS", str(tmp_path))
+    monkeypatch.setattr(Plan, "work", stand_in.works)
+    (tmp_path / "demo").mkdir()
+    runs = {str(tmp_path / "demo" / f"{i}-good"): "good" for i in range(2)}
+    pool = stand_in.pool_of(stand_in.plan_of({"name": "demo", "cells": runs}), 1)
+    work = pool.plan.work(pool.plan.cells[0])
+    work.cell.run.mkdir()
+    (work.cell.run / "metrics.csv").write_text("step,loss\n70,0.5\n")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pool.running.append(Job(work, 0, Step("training", ()), process))
+    shown = Console(file=io.StringIO(), width=100)
+    shown.print(Board(left=600.0).drawing(pool))
+    text = shown.file.getvalue()
+    assert "kind=good, seed=0" in text
+    assert "70 of 100" in text
+    assert "2 waiting" in text
+    assert "about 10.0 min left" in text
+
+
+def test_durations_are_in_the_unit_that_reads_best():
+    assert [duration(s) for s in (3, 89, 90, 7000, 200_000)] == [
+        "3 s",
+        "89 s",
+        "1.5 min",
+        "1.9 h",
+        "2.3 days",
+    ]

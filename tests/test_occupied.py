@@ -1,0 +1,60 @@
+"""One process trains a run directory at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fmlightning.occupied import leave, lock_file, occupant, occupy
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fmlightning.occupied import occupy
+occupy(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds a run directory."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_directory_is_held_by_one_process_until_it_has_gone(tmp_path, holder):
+    run = tmp_path / "run"
+    assert occupant(run).startswith(f"process {holder.pid} on ")
+    with pytest.raises(ValueError, match=f"is being trained by process {holder.pid} on "):
+        occupy(run)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert occupant(run) is None
+    occupy(run)
+    assert occupant(run).startswith(f"process {os.getpid()} on ")
+    leave()
+    assert occupant(run) is None
+    assert not run.exists()  # the lock lies beside it
+
+
+def test_to_ask_who_is_there_writes_nothing(tmp_path):
+    assert occupant(tmp_path / "none" / "run") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_refuses_a_directory_that_another_process_trains(
+    tmp_path, holder, fmlightning, repository
+):
+    config = repository / "configs" / "toy" / "moons.yaml"
+    words = ("fit", f"--config={config}", f"--run_dir={tmp_path / 'run'}", "--wandb.mode=disabled")
+    status, shown = fmlightning(*words, "--trainer.max_steps=1")
+    assert status == 2
+    assert f"is being trained by process {holder.pid}" in shown
+    assert [p.name for p in tmp_path.iterdir()] == [lock_file(tmp_path / "run").name]
