@@ -18,6 +18,7 @@ import pdoc
 from links import broken
 
 import fmlightning
+import fmlightning.flow.couplings
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {
@@ -120,7 +121,8 @@ def write_api(out: Path) -> None:
     """The API pages, from the docstrings."""
     pdoc.render.configure(docformat="google", show_source=True, search=True)
     vars(fmlightning)["load"] = fmlightning.load  # imported on use, where pdoc does not look
-    fmlightning.__all__ += [module.name for module in pkgutil.iter_modules(fmlightning.__path__)]
+    for package in (fmlightning, fmlightning.flow.couplings):  # pdoc shows the modules they export
+        package.__all__ += [module.name for module in pkgutil.iter_modules(package.__path__)]
     pdoc.pdoc("fmlightning", "!fmlightning.__main__", output_directory=out / "api")
 
 

@@ -22,6 +22,12 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
+def wandb_of_ones_own() -> None:
+    """A process started by a test gets a W&B service of its own, not the one of a test before it in this process."""
+    os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture(autouse=True)
 def runs_below_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs go to a temporary folder, and W&B keeps its own files there too."""
     root = tmp_path / "runs"

@@ -70,8 +70,10 @@ def in_blocks(
     y: Conditions | None = None,
 ) -> Pairs:
     """The pairs of each `size` points in a row, or of all."""
+    if size is None or size >= len(x1):
+        return pairs(x0, x1, y)
     parts = []
-    for block in torch.arange(len(x1), device=x1.device).split(size or len(x1)):
+    for block in torch.arange(len(x1), device=x1.device).split(size):
         i, j = pairs(x0[block], x1[block], None if y is None else y[block])
         parts.append((block[i], block[j]))
     of_x0, of_x1 = zip(*parts, strict=True)

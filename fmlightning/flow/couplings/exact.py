@@ -132,7 +132,10 @@ def vertex(cost: Matrix, max_iterations: int, cure: str) -> Matrix:
     import ot  # here, as it takes a second that no other coupling needs
 
     ones = torch.ones(len(cost), dtype=torch.float64).numpy()  # unlike 1/n these add up exactly
-    plan, log = ot.emd(ones, ones, cost.cpu().numpy(), numItermax=max_iterations, log=True)
+    plan, log = ot.emd(
+        ones, ones, cost.cpu().numpy(), numItermax=max_iterations, log=True,
+        center_dual=False, check_marginals=False,
+    )  # fmt: skip
     if log["warning"] is not None:  # POT would print it and return a plan that is not the best
         raise ValueError(
             f"POT found no optimal plan of {len(cost)} pairs in max_iterations={max_iterations}: allow more, "
