@@ -5,19 +5,18 @@ reads what is there and computes the rest. The samples of a cell are made once, 
 """
 
 import os
-from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import distributed
 
 from fmlightning.cli import quiet
 from fmlightning.data.order import Shard
 from fmlightning.evaluate.bench import Bench
+from fmlightning.evaluate.several import BOOLEANS, FLOATS, INTEGERS, WORDS, Classes
 from fmlightning.evaluate.table import show
 from fmlightning.flow.precision import Precision
 from fmlightning.metrics.judge import Judge
@@ -50,22 +49,22 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("run", type=str, help="Run directory, or a checkpoint in one.")
     parser.add_argument(
         "--solvers",
-        type=words,
+        type=WORDS,
         default=["euler", "heun2", "dopri5"],
-        help="Methods, with commas between.",
+        help="Methods.",
     )
     parser.add_argument(
-        "--nfe", type=integers, default=[5, 10, 20, 50, 100],
+        "--nfe", type=INTEGERS, default=[5, 10, 20, 50, 100],
         help="Budgets of the fixed-step methods, in evaluations of the field; each takes as many whole steps as fit.",
     )  # fmt: skip
     parser.add_argument(
-        "--tolerances", type=floats, default=[1e-5], help="rtol = atol of the adaptive methods."
+        "--tolerances", type=FLOATS, default=[1e-5], help="rtol = atol of the adaptive methods."
     )
     parser.add_argument(
-        "--guidance", type=floats, default=None, help="Guidance scales; by default the run's own."
+        "--guidance", type=FLOATS, default=None, help="Guidance scales; by default the run's own."
     )
     parser.add_argument(
-        "--grids", type=classes, default=None,
+        "--grids", type=Classes(), default=None,
         help="Where fixed steps stop: UniformGrid,EDMGrid or a list of classes; by default the run's own.",
     )  # fmt: skip
     parser.add_argument(
@@ -84,7 +83,7 @@ def parse(argv: list[str]) -> Any:
         "--seed", type=NonNegativeInt | None, default=None, help="By default the run's."
     )
     parser.add_argument(
-        "--ema", type=booleans, default=[True], help="Averaged weights (true), raw ones (false), or true,false."
+        "--ema", type=BOOLEANS, default=[True], help="Averaged weights (true), raw ones (false), or true,false."
     )  # fmt: skip
     parser.add_argument(
         "--reference", type=PositiveFloat | None, default=None,
@@ -100,47 +99,6 @@ def parse(argv: list[str]) -> Any:
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Compute all cells again.")
     return parser.parse_args(argv)
-
-
-def words(text: str | list[Any], such: str = "euler,heun2") -> list[Any]:
-    """What stands between commas; a list is one already."""
-    if isinstance(text, list):
-        return text
-    found = [word.strip() for word in text.strip("[]").split(",")]
-    if not all(found):
-        raise ArgumentTypeError(f"{text!r} must be a list with commas between, such as {such}")
-    return found
-
-
-def integers(text: str | list[Any]) -> list[int]:
-    return each(int, text, "must be whole numbers with commas between, such as 4,8")
-
-
-def floats(text: str | list[Any]) -> list[float]:
-    return each(float, text, "must be numbers with commas between, such as 1,1.5")
-
-
-def booleans(text: str | bool | list[Any]) -> list[bool]:
-    """Which weights."""
-    given = [text] if isinstance(text, bool) else text
-    known = {"true": True, "false": False}
-    return each(lambda word: known[str(word).lower()], given, "must be true, false or true,false")
-
-
-def each(kind: Callable[[Any], Any], text: str | list[Any], must: str) -> list[Any]:
-    """Every word as what it has to be."""
-    try:
-        return [kind(word) for word in words(text)]
-    except (ValueError, KeyError) as error:
-        raise ArgumentTypeError(f"{text} {must}") from error
-
-
-def classes(text: str | list[Any] | None) -> list[Any] | None:
-    """Names with commas between, or the list of a config."""
-    if not isinstance(text, str):
-        return text
-    found: list[Any] = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
-    return found
 
 
 @contextmanager
