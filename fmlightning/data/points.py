@@ -88,6 +88,8 @@ def read(path: Path) -> np.ndarray:
 def read_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)  # a pickle could run code
+        if np.iscomplexobj(array):
+            raise ValueError("its numbers are complex; give real and imaginary parts as columns")
         return np.ascontiguousarray(array, dtype=np.float64)
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"file={path} is not an array of numbers: {error}") from error

@@ -137,7 +137,8 @@ def markdown_piece(piece: Piece) -> str:
 ESCAPED = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
-    "<": r"$<$", ">": r"$>$", "−": r"$-$",
+    "<": r"$<$", ">": r"$>$", "−": r"$-$", "→": r"$\rightarrow$", "×": r"$\times$",
+    "[": "{[}", "*": "{*}",  # which LaTeX would take for an argument of the line break before them
 }  # fmt: skip
 
 

@@ -270,9 +270,10 @@ def differences(
     for head in (h for h in table.heads if not h.neutral):
         pairs = {k: paired(table.seeds(k, head), table.seeds(partner[k], head)) for k in others}
         there = {k: e for k, e in pairs.items() if e}
-        corrected = holm([e.p for e in there.values()])
-        for (key, estimate), p in zip(there.items(), corrected, strict=True):
-            found[key, head] = Difference(estimate, p)
+        tested = [k for k, e in there.items() if e.n > 1]  # one seed is no test, and costs none
+        corrected = dict(zip(tested, holm([there[k].p for k in tested]), strict=True))
+        for key, estimate in there.items():
+            found[key, head] = Difference(estimate, corrected.get(key, 1.0))
     alone = [key for key in others if not any((key, head) in found for head in table.heads)]
     return found, [unpaired(table, key, partner[key]) for key in alone]
 

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fmlightning.sweep.file import Sweep
+from fmlightning.sweep.file import Sweep, same_label
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def combinations(sweep: Sweep) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
 
 def excluded(cell: Cell, rule: dict[str, list[Any]]) -> bool:
     labels = {**cell.axes, "seed": cell.seed}
-    return all(labels[name] in values for name, values in rule.items())
+    return all(
+        any(same_label(labels[name], value) for value in values) for name, values in rule.items()
+    )
 
 
 def fit_arguments(sweep: Sweep, options: dict[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     wanted = plan(sweep)
     if options.export:
         out = options.out or options.file.with_name(f"{options.file.stem}_wandb.yaml")
-        say_exported(export(sweep, out))
+        say_exported(export(sweep, out), sampled=bool(sweep.content.get("samples")))
         return 0
     cluster = read_cluster(options.cluster) if options.launcher == "slurm" else None
     journal = Journal(wanted, {c.run: wanted.work(c).status() for c in wanted.cells})
@@ -150,15 +150,16 @@ def say_end(wanted: Plan, journal: Journal) -> int:
 def send(wanted: Plan, journal: Journal, cluster: Cluster, wait: bool) -> int:
     """Send what is missing to the queue, and return the exit status."""
     works = [wanted.work(cell, *cluster.devices) for cell in wanted.cells]
-    left = [w for w in works if journal.state[w.cell.run].word not in ("finished", "running")]
-    there = [w for w in left if queued(wanted, cluster, w)]
-    new = [w for w in left if w not in there]
+    words = {w.cell.run: journal.state[w.cell.run].word for w in works}
+    left = [w for w in works if words[w.cell.run] != "finished"]
+    idle = [w for w in left if words[w.cell.run] != "running"]
+    new = [w for w in idle if not queued(wanted, cluster, w)]
     if new:
         numbers = submit(wanted, new, cluster)
         print(
             f"submitted {len(new)} jobs, from {numbers[str(new[0].cell.run)]} on; logs: {wanted.folder}/jobs"
         )
-    for work in left:
+    for work in idle:
         journal.state[work.cell.run] = Status("queued")
     journal.write()
     while wait and (left := [w for w in left if queued(wanted, cluster, w)]):
@@ -171,12 +172,15 @@ def send(wanted: Plan, journal: Journal, cluster: Cluster, wait: bool) -> int:
     return int(any(status.word in ("failed", "interrupted") for status in journal.state.values()))
 
 
-def say_exported(files: list[Path]) -> None:
+def say_exported(files: list[Path], sampled: bool) -> None:
     print(f"written: {', '.join(map(str, files))}")
     print(f"  wandb sweep {files[0]}       then, on each machine: wandb agent SWEEP_ID")
-    print(
-        "  then the evaluation axes, from the runs that the agents leave: the same command without --export"
+    rest = (
+        "the values are drawn by W&B: fmlightning evaluate scores the runs that the agents leave"
+        if sampled
+        else "then the evaluation axes, from the runs that the agents leave: the same command without --export"
     )
+    print(f"  {rest}")
 
 
 # -- the plan -----------------------------------------------------------------------------------------

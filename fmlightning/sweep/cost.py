@@ -47,8 +47,13 @@ def cost(plan: Plan, state: dict[Path, Status], seconds_per_step: float | None =
     rates = {cell.run: rate for cell in plan.cells if (rate := step_seconds(Run(cell.run)))}
     scoring = [s for cell in plan.cells if (s := scoring_seconds(plan, cell))]
     left = [c for c in plan.cells if state[c.run].word != "finished"]
-    untrained = [c for c in left if Run(c.run).path not in finished(left)]
-    training = [seconds_left(c, plan, rates, seconds_per_step) for c in untrained]
+    torn = {c.run for c in left if state[c.run].word == "torn"}  # trained again, from the start
+    done = finished(left) - torn
+    training = [
+        seconds_left(c, 0 if c.run in torn else reached(c), plan, rates, seconds_per_step)
+        for c in left
+        if c.run not in done
+    ]
     evaluating = [fmean(scoring) if scoring else None for _ in left if plan.evaluate is not None]
     measured = f"{len(rates)} finished trainings and {len(scoring)} evaluations"
     given = "" if seconds_per_step is None else f"{seconds_per_step:g} s a step as given; "
@@ -72,16 +77,16 @@ def finished(cells: list[Cell]) -> set[Path]:
 
 
 def seconds_left(
-    cell: Cell, plan: Plan, rates: dict[Path, float], given: float | None
+    cell: Cell, step: int, plan: Plan, rates: dict[Path, float], given: float | None
 ) -> float | None:
-    """Of one training."""
+    """Of one training that goes on from a step."""
     alike = [
         rates[c.run] for c in plan.cells if c.combination == cell.combination and c.run in rates
     ]
     known = [given] if given is not None else alike or list(rates.values())
     if not known or cell.max_steps < 0:
         return None
-    return fmean(known) * max(0, cell.max_steps - reached(cell))
+    return fmean(known) * max(0, cell.max_steps - step)
 
 
 def reached(cell: Cell) -> int:

@@ -192,12 +192,30 @@ def axis(name: str, values: Any) -> Axis:
     if isinstance(values, list):
         levels = [Level({name: label_of(v)}, {name: v}) for v in values]
     else:
-        levels = [Level({name: str(k)}, settings(v, f"{place}.{k}")) for k, v in values.items()]
+        levels = [
+            Level({name: name_for(k, place)}, settings(v, f"{place}.{k}"))
+            for k, v in values.items()
+        ]
     labels = [str(level.label[name]) for level in levels]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
         raise ValueError(f"{place}: {twice} stands twice")
     return Axis(name, tuple(levels))
+
+
+def name_for(label: Any, place: str) -> str:
+    """A label as it was typed."""
+    if isinstance(label, bool) or label is None:
+        raise ValueError(
+            f"{place}: YAML reads a label as {str(label).lower()}, as which it takes yes, no, on, off and ~: "
+            "put it in quotes"
+        )
+    return str(label)
+
+
+def same_label(one: Any, other: Any) -> bool:
+    """Whether two values of an axis are the same: a number that is a label of settings is text."""
+    return bool(one == other or str(one) == str(other))
 
 
 def settings(value: Any, place: str) -> dict[str, Any]:
@@ -267,9 +285,9 @@ def require_consistent(sweep: Sweep) -> None:
     for rule in sweep.exclude:
         require_known(rule, tuple(labels), "exclude.")
         for name, excluded in rule.items():
-            lost = next((label for label in excluded if label not in labels[name]), None)
-            if lost is not None:
-                shown = ", ".join(map(str, labels[name]))
-                raise ValueError(
-                    f"exclude.{name}: {lost} is not one of its values; they are {shown}"
-                )
+            for label in excluded:
+                if not any(same_label(label, known) for known in labels[name]):
+                    shown = ", ".join(map(str, labels[name]))
+                    raise ValueError(
+                        f"exclude.{name}: {label} is not one of its values; they are {shown}"
+                    )

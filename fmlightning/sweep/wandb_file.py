@@ -2,8 +2,9 @@
 
 An agent puts `--option=value` for `${args}`. Values that are neither words nor numbers are written as JSON, which is
 what they would be on the command line. Settings that move together become overlays: configs beside the file, of which
-`--config` names one. The runs have the directories that `fmlightning sweep` would give them, so the same sweep file
-afterwards computes the scores of its evaluation axes from them.
+`--config` names one. The runs of listed values have the directories that `fmlightning sweep` would give them, so the
+same sweep file afterwards computes the scores of its evaluation axes from them. Sampled values are drawn by W&B, as
+many as there are cells here.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fmlightning.sweep.cells import fit_arguments, shown
+from fmlightning.sweep.cells import cells, fit_arguments, shown
 from fmlightning.sweep.file import Axis, Sweep
 from fmlightning.sweep.samples import SAMPLING
 from fmlightning.sweep.status import write_text
@@ -29,7 +30,7 @@ def export(sweep: Sweep, out: Path) -> list[Path]:
     """Write the file, and the overlays that it names; returns all of them.
 
     Raises:
-        ValueError: W&B has no word for an exclusion.
+        ValueError: W&B has no word for an exclusion, or two overlays would be one file.
     """
     if sweep.exclude:
         raise ValueError(
@@ -39,13 +40,20 @@ def export(sweep: Sweep, out: Path) -> list[Path]:
     content = {
         "name": sweep.name,
         "program": "fmlightning",
-        "method": "random" if sweep.content.get("samples") else "grid",
+        **method(sweep),
         "parameters": parameters(sweep, list(files)),
         "command": command(sweep),
     }
     for path, options in {out: content, **files}.items():
         write_text(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
     return [out, *files]
+
+
+def method(sweep: Sweep) -> dict[str, Any]:
+    """How W&B goes through the cells, and where it stops: a grid has an end of its own."""
+    if not sweep.content.get("samples"):
+        return {"method": "grid"}
+    return {"method": "random", "run_cap": len(cells(sweep))}
 
 
 def listed(sweep: Sweep) -> tuple[Axis, ...]:
@@ -60,12 +68,17 @@ def together(axis: Axis) -> bool:
 
 def overlays(axes: Sequence[Axis], out: Path) -> dict[Path, dict[str, Any]]:
     """For each combination of such axes a config, by their labels."""
-    files = {}
+    files: dict[Path, dict[str, Any]] = {}
     for levels in product(*(axis.levels for axis in axes)) if axes else ():
         labels = "-".join(str(label) for level in levels for label in level.label.values())
         safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in labels)
         options = {o: v for level in levels for o, v in level.options.items()}
-        files[out.with_name(f"{out.stem}-{safe}.yaml")] = options
+        path = out.with_name(f"{out.stem}-{safe}.yaml")
+        if path in files:
+            raise ValueError(
+                f"two labels would be one file, {path}, of which {labels} is the second: rename it"
+            )
+        files[path] = options
     return files
 
 

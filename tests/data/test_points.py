@@ -95,6 +95,7 @@ def bad_files():
     yield "nan.csv", "1,2\n" * 20 + "nan,1\n", "first in row 20, column 0"
     yield "flat.npy", np.zeros(20), r"shape \(20,\)"
     yield "pickle.npy", np.array([{}] * 20), "not an array of numbers"
+    yield "complex.npy", np.ones((20, 2)) * 1j, "its numbers are complex"
     yield "broken.npy", "not numpy", "not an array of numbers"
     yield "words.npy", np.array([["a", "b"]] * 20), "not an array of numbers"
 

@@ -110,6 +110,27 @@ def test_intervals_and_differences_are_those_of_scipy(tmp_path):
     assert 2 * found.estimate.half_width == pytest.approx(high - low)
 
 
+def test_rows_that_lack_seeds_are_paired_by_those_they_share(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"linear-s{seed}", seed, {"w2": LINEAR[seed]})
+        write_run(tmp_path / f"other-s{seed + 1}", seed + 1, {"w2": TRIGONOMETRIC[seed]}, path="Other")  # fmt: skip
+    table = tabulate(cells(tmp_path), metrics=["w2"])
+    (found,) = differences(table, {"model.path": "Linear"})[0].values()
+    known = stats.ttest_rel(TRIGONOMETRIC[:2], LINEAR[1:])
+    assert (found.estimate.n, found.p) == (2, pytest.approx(known.pvalue))
+
+
+def test_a_row_of_one_seed_takes_no_part_in_the_correction(tmp_path):
+    write_two_paths(tmp_path)
+    write_run(tmp_path / "lone-s0", 0, {"w2": 0.5}, path="Lone")
+    table = tabulate(cells(tmp_path), metrics=["w2"])
+    found = {key: d for (key, _), d in differences(table, {"model.path": "Linear"})[0].items()}
+    assert found[("Trigonometric",)].p == pytest.approx(
+        stats.ttest_rel(TRIGONOMETRIC, LINEAR).pvalue
+    )
+    assert found[("Lone",)].p == 1
+
+
 def test_pairs_see_what_the_spread_over_seeds_hides(tmp_path):
     """Intervals overlap, yet each seed says the same: bold."""
     table = tabulate(cells(write_two_paths(tmp_path)), metrics=["w2"])
@@ -327,3 +348,11 @@ def test_latex_is_whole_and_escaped(tmp_path):
     assert r"\textbf{0.2" in body
     assert body.count("$") % 2 == 0
     assert not re.search(r"[^\x00-\x7f]", text)  # no sign that pdflatex has not
+
+
+def test_latex_takes_no_value_for_an_argument_of_the_line_break(tmp_path):
+    """`\\\\ [0.9]` would be a space of 0.9 of nothing, and `\\\\ *` a star."""
+    for betas in ("[0.9, 0.95]", "*"):
+        write_run(tmp_path / f"{len(betas)}-s0", 0, {"w2": 0.2}, model__optimizer={"betas": betas})
+    rows = latex(score_grid(tabulate(cells(tmp_path))), 1).splitlines()
+    assert {row.split(" &")[0] for row in rows if " & 1 &" in row} == {"{[}0.9, 0.95]", "{*}"}

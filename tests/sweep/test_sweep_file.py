@@ -35,6 +35,13 @@ def test_cells_are_the_product_less_the_exclusions_one_seed_after_the_other(swee
     assert cells(found)[1].label == "a.x=1, method=n, seed=5"
 
 
+def test_a_label_that_is_a_number_is_excluded_by_the_number(sweep):
+    axes = {"size": {500: {"a": 1}, 1000: {"a": 2}}, "b": [0.1, 0.2]}
+    found = sweep(axes=axes, exclude=[{"size": 500, "b": 0.1}, {"size": "1000", "b": "0.2"}])
+    kept = {(c.axes["size"], c.axes["b"]) for c in cells(found)}
+    assert kept == {("500", 0.2), ("1000", 0.1)}
+
+
 def test_a_class_stands_before_its_arguments_on_the_command_line(sweep):
     """Which a change of the class would drop."""
     found = sweep(
@@ -76,6 +83,7 @@ BAD = {
     "one value": ({"axes": {"a.b": 3}}, "axes.a.b: 3 is one value"),
     "value twice": ({"axes": {"a.b": [1, 2, 1]}}, "axes.a.b: 1 stands twice"),
     "label sets nothing": ({"axes": {"a": {"x": 3}}}, "axes.a.x: 3 must be a mapping of options"),
+    "label is yes": ({"axes": {"a": {True: {"b": 1}}}}, "axes.a: YAML reads a label as true"),
     "axes is a list": ({"axes": ["a.b"]}, "axes: ['a.b'] must be a mapping"),
     "empty seeds": ({"seeds": []}, "seeds: the list is empty"),
     "seed twice": ({"seeds": [1, 1]}, "seeds: 1 stands twice"),

@@ -236,6 +236,10 @@ def test_the_cost_is_what_finished_cells_took_and_unknown_without_them(sweep):
     assert left.training == pytest.approx(50.0)  # the stand-in writes 50 s for its 100 steps
     assert left.evaluating > 0
 
+    (sweep.folder / "1-good" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
+    state = {c.run: plan.work(c).status() for c in plan.cells}
+    assert cost(plan, state).training == pytest.approx(100.0)  # both, from their first step
+
 
 def test_jobs_share_the_machine(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

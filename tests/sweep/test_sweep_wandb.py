@@ -122,7 +122,10 @@ def test_sampled_options_become_distributions(exported):
         "model.optimizer.lr": {"log_uniform": [1e-4, 1e-2]},
         "model.network.width": {"integers": [8, 16]},
     }
-    content = exported(samples=law)
+    content = exported(samples=law, seeds=[0, 1])
+    assert (
+        content.pop("run_cap") == 8
+    )  # else it had no end; W&B knows it, and the extra's older schema does not
     assert violations(content) == []
     assert content["method"] == "random"
     assert content["parameters"]["model.optimizer.lr"] == {
@@ -132,6 +135,18 @@ def test_sampled_options_become_distributions(exported):
     drawn = sweeps.next_run({k: content[k] for k in ("method", "parameters")}, []).config
     assert 1e-4 <= drawn["model.optimizer.lr"]["value"] <= 1e-2
     assert drawn["model.network.width"]["value"] in range(8, 17)
+
+
+def test_two_labels_of_one_file_are_refused(write, fmlightning, monkeypatch, tmp_path):
+    from fmlightning.sweep import resolve
+
+    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    axes = {"m": {"a b": {"data.batch_size": 8}, "a/b": {"data.batch_size": 16}}}
+    out = tmp_path / "w.yaml"
+    status, shown = fmlightning("sweep", write(axes=axes), "--export=wandb", f"--out={out}")
+    assert status == 2
+    assert "of which a/b is the second: rename it" in shown
+    assert not out.exists()
 
 
 def test_exclusions_are_refused_because_an_agent_would_run_them(
