@@ -69,10 +69,10 @@ format: $(STAMP) ## let ruff rewrite the files
 	$(BIN)/ruff format .
 
 test: lint ## lint and the tests that take minutes
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: lint ## every test, the long ones too
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt

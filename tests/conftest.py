@@ -1,6 +1,7 @@
 """What every test gets: no account, no network, files in a temporary folder, and no hidden global randomness."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", FMLIGHTNING_DEBUG="")
 for name in ("WANDB_API_KEY", "RANK", "WORLD_SIZE", "LOCAL_RANK", "FMLIGHTNING_INCEPTION"):
     os.environ.pop(name, None)
+
+# what tests start can be stopped, as from a terminal, even where they run behind nohup or &
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
