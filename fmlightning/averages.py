@@ -25,11 +25,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="file (default: RUN/ema/sigma_rel-S.ckpt)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(argv)
+    if options.step is not None and options.sigma_rel is None:
+        parser.error("--step goes with --sigma-rel")
     if options.sigma_rel is None and options.decay is None:
         print("\n".join(listing(options.run)))
         return 0
-    if options.step is not None and options.sigma_rel is None:
-        parser.error("--step goes with --sigma-rel")
     path = written(options)
     print(f"written: {path}; to use it: fmlightning sample {path} --n 100")
     return 0
@@ -50,6 +50,10 @@ def written(options: Any) -> Path:
         raise ValueError(f"--out {path} exists: name another file, or add --overwrite")
     if path.suffix != ".ckpt":
         raise ValueError(f"--out {path}: end its name in .ckpt, by which it is known")
+    if path.resolve().parent == (run.path / "checkpoints").resolve():
+        raise ValueError(
+            f"--out {path} is among the checkpoints that the run goes on from: name another folder"
+        )
     checkpoint, file = opened(options.run, run)
     if power:
         made = at_width(run.path, options.sigma_rel, options.step)

@@ -37,6 +37,11 @@ class StepProgress(ProgressBar):
         """Lightning calls this on every process but the first."""
         self.enabled = False
 
+    @property
+    def is_enabled(self) -> bool:
+        """Lightning asks this where a module prints."""
+        return self.enabled
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.total = int(trainer.estimated_stepping_batches)
         self.begin, self.first_step = time.monotonic(), trainer.global_step

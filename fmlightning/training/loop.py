@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from fmlightning.data.order import Batch
 from fmlightning.signals import NOTE
+from fmlightning.training.module import FlowMatching
 from fmlightning.training.obstacles import obstacle
 from fmlightning.training.steps import Patient, step_after
 from fmlightning.training.stopping import Stopping
@@ -93,10 +94,8 @@ class Stretches:
         self.optimizers = trainer.optimizers
         optimizer: Any = next(iter(self.optimizers), None)
         self.optimizer = optimizer
-        plain = type(optimizer).zero_grad is Optimizer.zero_grad
-        groups: list[Any] = optimizer.param_groups if plain else []
-        self.weights: list[Tensor] = [p for group in groups for p in group["params"]]
-        """Whose gradients are forgotten one by one: `zero_grad` does no more, and takes as long as an average."""
+        self.own = type(self.module) is not FlowMatching
+        """Whether a class of one's own may log at any step."""
         bare = (
             type(trainer.strategy) is SingleDeviceStrategy
             and type(trainer.precision_plugin) is Precision
@@ -125,13 +124,12 @@ class Stretches:
             return 0
         ready, every = loop.batch_progress.current.ready, trainer.accumulate_grad_batches
         end = trainer.max_steps if trainer.max_steps > 0 else math.inf
-        steps = min(
-            end,
-            step_after(loop.global_step, self.watched),
-            *(c.next_step(trainer) for c in self.patient),
-        )
+        steps = min([end, *(c.next_step(trainer) for c in self.patient)])
+        # which is watched from its first batch on
+        watched = step_after(loop.global_step, self.watched) - 1
+        done = ready // every - loop.global_step
         last = min(
-            (ready // every + steps - loop.global_step) * every, trainer.num_training_batches
+            (done + steps) * every, (done + watched) * every + 1, trainer.num_training_batches
         )
         return int(min(last, ready + self.until_validation()) - ready - 1)
 
@@ -150,9 +148,12 @@ class Stretches:
         if not length:
             return False
         loop, begin = self.loop, time.monotonic()
+        self.weights = self.plain_weights()
         self.module._current_fx_name = "training_step"
         for _ in range(length):
             self.batch(fetcher)
+            if self.trainer.should_stop:  # so says a hook that takes part in every step
+                return True
             if loop._should_accumulate():
                 continue
             if NOTE.received and self.trainer.world_size == 1 and self.stops():
@@ -168,6 +169,12 @@ class Stretches:
             callback.on_train_batch_end(self.trainer)
         return bool(NOTE.agreed)
 
+    def plain_weights(self) -> list[Tensor]:
+        """Whose gradients are forgotten one by one: `zero_grad` does no more, and takes as long as an average."""
+        plain = type(self.optimizer).zero_grad is Optimizer.zero_grad
+        groups = self.optimizer.param_groups if plain else []  # a callback may add one
+        return [p for group in groups for p in group["params"]]
+
     # -- a step -----------------------------------------------------------------------------------
 
     def batch(self, fetcher: Any) -> None:
@@ -180,7 +187,7 @@ class Stretches:
         progress.is_last_batch = False
         progress.increment_ready()
         progress.increment_started()
-        if logs:
+        if logs or self.own:
             connector.on_batch_start(batch)
         self.result: Tensor | None = None
         closure = partial(self.gradient, batch, number)
@@ -198,7 +205,7 @@ class Stretches:
         outputs = {"loss": self.result}
         for hook in self.after:
             hook(trainer, self.module, outputs, batch, number)
-        if logs:
+        if logs or self.own:
             connector.on_batch_end()
         progress.increment_completed()
         if logs:

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fmlightning.data.module import FlowData
@@ -321,6 +322,11 @@ class FlowMatching(LightningModule):
             rows=rows,
             weight=self.weighting,
         )
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **options: Any) -> None:
+        """Clip, unless the step is skipped: there are no gradients then, and torch would find no values to clip."""
+        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            super().configure_gradient_clipping(optimizer, *args, **options)
 
     @property
     def weighting(self) -> Weighting | None:

@@ -37,12 +37,13 @@ RARE = LearningRateMonitor, Timer
 def obstacle(trainer: Trainer) -> str | None:
     """What looks at every batch, in words; None where nothing does."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, (Patient, *RARE)) and changed(callback, Callback, WATCHES):
+        known = isinstance(callback, Patient) or type(callback) in RARE
+        if not known and changed(callback, Callback, WATCHES):
             return f"the callback {type(callback).__name__}"
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     for part, plain, names in (
         (module, LightningModule, (*WATCHES, *STEPS)),
-        (module, FlowMatching, ("training_step",)),
+        (module, FlowMatching, ("training_step", "configure_gradient_clipping")),
         (data, LightningDataModule, STEPS[-3:]),
     ):
         if found := changed(part, plain, names):

@@ -44,7 +44,7 @@ def read_snapshot(path: Path) -> Averages:
 
 def snapshots(run: Path) -> list[tuple[int, Path]]:
     """The files of a run with their steps, in order."""
-    files = sorted((run / FOLDER).glob("*.pt"))
+    files = sorted(path for path in (run / FOLDER).glob("*.pt") if path.stem.isdigit())
     return [(sealed_step(path) or int(path.stem), path) for path in files]
 
 

@@ -24,6 +24,7 @@ def sampled(fmlightning, path, out):
 
 def test_a_width_is_made_written_and_used_by_the_other_commands(fit, fmlightning, tmp_path):
     run = fit(*SMALL)
+    (run / "ema" / "notes.pt").write_bytes(b"of somebody else")
     assert [step for step, _ in snapshots(run)] == list(range(5, 41, 5))
     status, shown = fmlightning("ema", run)
     assert status == 0
@@ -80,18 +81,25 @@ REFUSED = {
     "a decay there is not": ((), ("--decay", "0.5"), "--decay 0.5 is not in"),
     "a step after them": ((), ("--sigma-rel", "0.08", "--step", "99"), "step=99 must lie between"),
     "two at once": ((), ("--sigma-rel", "0.08", "--decay", "0.9"), "not allowed with"),
+    "a step of nothing": ((), ("--step", "5"), "--step goes with --sigma-rel"),
+    "the run's own checkpoint": (
+        (), ("--decay", "0.9", "--overwrite", "--out", "checkpoints/last.ckpt"), "that the run goes on from"
+    ),
     "another suffix": ((), ("--sigma-rel", "0.08", "--out", "a.pt"), "end its name in .ckpt"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_made_is_refused_with_one_line(name, fit, fmlightning):
+def test_what_cannot_be_made_is_refused_with_one_line(name, fit, fmlightning, monkeypatch):
     options, argv, words = REFUSED[name]
     run = fit(*SMALL, "--trainer.max_steps=10", *options)
+    monkeypatch.chdir(run)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
     status, shown = fmlightning("ema", run, *argv)
     assert status == 2
     assert words in shown
     assert shown.count("error:") == 1
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     assert not list((run / "ema").glob("*.ckpt"))
 
 

@@ -210,6 +210,10 @@ CASES = {
     "foreach": ("--model.optimizer.init_args.fused=false",),
     "momentum": ("--model.optimizer={class_path: SGD, init_args: {lr: 0.01, momentum: 0.9}}",),
     "clipped": ("--model.optimizer.init_args.fused=false", "--trainer.gradient_clip_val=0.5"),
+    "clipped by value": (
+        "--trainer.gradient_clip_val=0.5",
+        "--trainer.gradient_clip_algorithm=value",
+    ),
     "double": ("--trainer.precision=64-true",),
     "bfloat16": ("--trainer.precision=bf16-mixed",),
 }

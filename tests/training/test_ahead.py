@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fmlightning.data.toy import ToyData
-from fmlightning.flow.couplings import Coupling, MinibatchOT, SemidiscreteOT
+from fmlightning.flow.couplings import Coupling, Entropic, MinibatchOT, SemidiscreteOT
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
 from fmlightning.training.ahead import NAME, Ahead
@@ -153,6 +153,18 @@ def test_a_pool_is_paired_as_one_problem_and_spent_batch_by_batch():
         assert torch.equal(x0, drawn[i])
 
 
+def test_pairs_that_are_drawn_are_drawn_anew_at_each_step():
+    """Of the same points: else every step would make the same choice among its rows."""
+    points = ToyData(batch_size=16).train_batch(0, slice(0, 16))["x1"]
+    pairing = BatchPairing(
+        Entropic(reg=100.0), share(16, slice(0, 16)), lambda n: {"x1": points}, lambda v: v
+    )
+    x0 = share(16, slice(0, 16)).x0(0, (2,))
+    chosen = [pairing.solve((step, {"x0": x0, "x1": points}))[0]["x0"] for step in (0, 1, 0)]
+    assert torch.equal(chosen[0], chosen[2])
+    assert not torch.equal(chosen[0], chosen[1])
+
+
 def cost(batches):
     return float(torch.cat([(b["x1"] - b["x0"]).square().sum(1) for b in batches]).mean())
 
@@ -240,7 +252,7 @@ def test_odd_sizes_are_refused(fmlightning):
 
 def test_a_potential_is_fitted_once_for_all_seeds(fit, monkeypatch):
     cells = (*SMALL, "--model.coupling=SemidiscreteOT", "--data.train_size=60")
-    fit(*cells, name="first")
+    fit(*cells, "--trainer.enable_progress_bar=true", name="first")  # which says that it is fitted
     monkeypatch.setattr(SemidiscreteOT, "fit", None)
     fit(*cells, "--seed_everything=1", name="second")
 

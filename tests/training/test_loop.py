@@ -1,6 +1,7 @@
 """Steps that Lightning is not shown are the steps that it would have taken."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,9 +10,13 @@ import sys
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.loggers import Logger
 
 import fmlightning.training.loop as loop
 from fmlightning.data.toy import ToyData
+from fmlightning.flow.keys import Key
+from fmlightning.flow.seeding import seeded
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.signals import EXIT_CODES
 from fmlightning.training.loop import Stretches
@@ -124,15 +129,15 @@ class Watcher(Callback):
         self.steps.append(trainer.global_step)
 
 
-def fit_with(tmp_path, *callbacks, module=None, **options):
+def fit_with(tmp_path, *callbacks, module=None, data=None, **options):
     trainer = Trainer(
-        max_steps=12, callbacks=list(callbacks), logger=False, enable_checkpointing=False, accelerator="cpu",
+        max_steps=12, callbacks=list(callbacks), enable_checkpointing=False, accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
-        use_distributed_sampler=False, **options,
+        use_distributed_sampler=False, **{"logger": False, **options},
     )  # fmt: skip
     Stretches(trainer)
     module = module or FlowMatching(TimeMLP(width=16, depth=2))
-    data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=100)
+    data = data or ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=100)
     trainer.fit(module, data)
     return trainer, module
 
@@ -145,17 +150,155 @@ def test_a_callback_of_ones_own_sees_every_batch_and_that_is_said_once(tmp_path,
     assert capsys.readouterr().out.count("every step is shown to the callback Watcher") == 1
 
 
-def test_a_module_of_ones_own_is_asked_at_every_batch(tmp_path, taken, capsys):
-    class Own(FlowMatching):
-        seen = 0
+class Hooked(FlowMatching):
+    def on_before_zero_grad(self, optimizer):
+        self.seen = getattr(self, "seen", 0) + 1
 
-        def on_before_zero_grad(self, optimizer):
-            self.seen += 1
 
-    _, module = fit_with(tmp_path, module=Own(TimeMLP(width=16, depth=2)))
+class Clipped(FlowMatching):
+    def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+        self.seen = getattr(self, "seen", 0) + 1
+
+
+class Counted(Logger):
+    """Keeps the step of each row."""
+
+    name = version = "counted"
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def log_hyperparams(self, params, *args, **options):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.steps.append((step, sorted(metrics)))
+
+
+def test_a_monitor_of_the_learning_rate_writes_as_often(tmp_path, taken, monkeypatch):
+    """It writes at every batch of a step that is logged."""
+
+    def written(longest):
+        monkeypatch.setattr(loop, "LONGEST", longest)
+        monitor, logger = LearningRateMonitor(), Counted()
+        fit_with(tmp_path, monitor, logger=logger, accumulate_grad_batches=3, log_every_n_steps=4)
+        return monitor.lrs, logger.steps
+
+    lightnings = written(LIGHTNING)
+    assert not taken
+    assert written(1000) == lightnings
+    assert len(taken) > 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "hook"), [(Hooked, "on_before_zero_grad"), (Clipped, "configure_gradient_clipping")]
+)
+def test_a_module_of_ones_own_is_asked_at_every_batch(kind, hook, tmp_path, taken, capsys):
+    _, module = fit_with(tmp_path, module=kind(TimeMLP(width=16, depth=2)))
     assert module.seen == 12
     assert not taken
-    assert "Own.on_before_zero_grad" in capsys.readouterr().out
+    assert f"{kind.__name__}.{hook}" in capsys.readouterr().out
+
+
+def test_a_callback_made_from_one_that_is_known_sees_every_batch(tmp_path, taken):
+    class Own(Watcher, Timer):
+        def __init__(self):
+            Timer.__init__(self)
+            Watcher.__init__(self)
+
+    own = Own()
+    fit_with(tmp_path, own)
+    assert own.steps == list(range(1, 13))
+    assert not taken
+
+
+def test_what_a_module_of_ones_own_logs_is_the_same(tmp_path, taken, monkeypatch):
+    class Own(FlowMatching):
+        def batch_loss(self, point, y, step):
+            loss = super().batch_loss(point, y, step)
+            self.log("own", loss, on_step=True, on_epoch=True)
+            return loss
+
+    def logged(longest):
+        monkeypatch.setattr(loop, "LONGEST", longest)
+        with seeded(Key(0)):
+            module = Own(TimeMLP(width=16, depth=2))
+        data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=6)
+        trainer, _ = fit_with(tmp_path, module=module, data=data, log_every_n_steps=5)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    lightnings = logged(LIGHTNING)
+    assert not taken
+    assert {"own_step", "own_epoch"} <= lightnings.keys()
+    assert logged(1000) == lightnings
+    assert taken
+
+
+def test_weights_that_an_optimiser_gets_later_forget_their_gradients_too(tmp_path, monkeypatch):
+    """As by Lightning's `BaseFinetuning`: a gradient that is never forgotten grows."""
+
+    class Late(FlowMatching):
+        def configure_optimizers(self):
+            return torch.optim.SGD(list(self.network.parameters())[:2], lr=0.1)
+
+    class Thaw(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                rest = list(module.network.parameters())[2:]
+                trainer.optimizers[0].add_param_group({"params": rest})
+
+    def trained(longest):
+        monkeypatch.setattr(loop, "LONGEST", longest)
+        with seeded(Key(0)):
+            module = Late(TimeMLP(width=16, depth=2))
+        data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=6)
+        fit_with(tmp_path, Thaw(), module=module, data=data)
+        return list(module.parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(LIGHTNING), trained(1000), strict=True))
+
+
+@pytest.mark.parametrize(("interval", "frequency"), [("step", 3), ("epoch", 1), ("epoch", 2)])
+def test_a_schedule_of_ones_own_moves_as_often(interval, frequency, tmp_path, taken, monkeypatch):
+    class Own(FlowMatching):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            own = {"scheduler": schedule, "interval": interval, "frequency": frequency}
+            return {"optimizer": optimizer, "lr_scheduler": own}
+
+    def trained(longest):
+        monkeypatch.setattr(loop, "LONGEST", longest)
+        with seeded(Key(0)):
+            module = Own(TimeMLP(width=16, depth=2))
+        data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=10)
+        trainer, _ = fit_with(tmp_path, module=module, data=data, accumulate_grad_batches=2)
+        schedule = trainer.lr_scheduler_configs[0].scheduler
+        return schedule.state_dict(), list(module.parameters())
+
+    lightnings = trained(LIGHTNING)
+    assert not taken
+    assert not differences(lightnings, trained(1000))
+    assert taken
+
+
+def test_a_hook_of_every_step_can_end_the_run(tmp_path, taken):
+    class Ends(Watcher):
+        every_step = ("on_train_batch_end",)
+
+        def next_step(self, trainer):
+            return math.inf
+
+        def on_train_batch_end(self, trainer, *args):
+            super().on_train_batch_end(trainer, *args)
+            trainer.should_stop = trainer.global_step == 7
+
+    ends = Ends()
+    trainer, _ = fit_with(tmp_path, ends)
+    assert ends.steps == list(range(1, 8))
+    assert trainer.global_step == 7
+    assert 7 in taken
 
 
 def test_a_patient_callback_is_asked_when_it_says(tmp_path, taken):

@@ -42,6 +42,17 @@ def test_no_two_steps_and_no_two_seeds_share_a_number(shape):
 
 
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=str)
+def test_the_kinds_are_independent_of_each_other(shape):
+    """Labels that are hidden by the numbers of the times would be hidden at early times only."""
+    x0, u, eps, label = numbers(shape)(0)
+    assert not torch.equal(u, label)
+    assert not torch.equal(x0, eps)
+    for a, b in ((x0, eps), (u - 0.5, label - 0.5)):
+        correlation = float((a * b).mean() / (a.square().mean() * b.square().mean()).sqrt())
+        assert abs(correlation) < 4 / a.numel() ** 0.5
+
+
+@pytest.mark.parametrize("shape", [FEW, MANY], ids=str)
 def test_processes_share_out_the_numbers_of_one(shape):
     whole = numbers(shape)
     parts = [numbers(shape, rows=Shard(r, 2).rows(shape[0])) for r in range(2)]
