@@ -103,11 +103,16 @@ def mean_nfe(cells: Sequence[Cell]) -> float:
 
 def real_samples(axis: "Axes", cells: Sequence[Cell], metric: str) -> None:
     """What held-out real samples score, as a dashed line."""
-    for name in (f"{metric}_real", f"{metric}_floor"):
+    for name in references(metric):
         found = [c.metrics[name] for c in cells if name in c.metrics]
         if found:
             level = Estimate.of(found).mean
             axis.axhline(level, color=REAL, linestyle="--", linewidth=1, label="real samples")
+
+
+def references(metric: str) -> tuple[str, str]:
+    """The scores of real samples that stand beside a metric."""
+    return f"{metric}_real", f"{metric}_floor"
 
 
 def ticks(axis: "Axes", cells: Sequence[Cell]) -> None:
@@ -125,7 +130,8 @@ def ticks(axis: "Axes", cells: Sequence[Cell]) -> None:
 
 def logarithmic(axis: "Axes", metric: str, cells: Sequence[Cell]) -> None:
     """A logarithmic axis where positive scores span more than a factor of ten."""
-    scores = [y for c in cells if math.isfinite(y := c.metrics.get(metric, math.nan))]
+    shown = (metric, *references(metric))
+    scores = [y for c in cells for k in shown if math.isfinite(y := c.metrics.get(k, math.nan))]
     if scores and min(scores) > 0 and max(scores) > 10 * min(scores):
         low, high = min(scores) / 1.6, max(scores) * 1.6
         axis.set(yscale="log", ylim=(low, high))  # a band that reaches 0 would hide the rest
