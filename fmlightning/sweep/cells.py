@@ -20,6 +20,7 @@ class Cell:
         seed: of the run.
         run: its directory.
         max_steps: its length, -1 where only the clock or the epochs end it.
+        judges: those of its config.
     """
 
     axes: dict[str, Any]
@@ -27,6 +28,7 @@ class Cell:
     seed: int
     run: Path = Path()
     max_steps: int = -1
+    judges: tuple[Any, ...] = ()
 
     @property
     def combination(self) -> str:

@@ -111,7 +111,7 @@ def step_seconds(run: Run) -> float | None:
 def scoring_seconds(plan: Plan, cell: Cell) -> float | None:
     """How long the evaluation of a run took."""
     with suppress(ValueError, OSError):
-        record = read_json(stamp(Run(cell.run), plan.evaluate or ()))
+        record = read_json(stamp(Run(cell.run), plan.asked(cell) or ()))
         return float(record["seconds"]) if "seconds" in record else None
     return None
 

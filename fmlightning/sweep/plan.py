@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 from fmlightning.allowed import named
-from fmlightning.runs import runs_root
+from fmlightning.runs import Run, runs_root
 from fmlightning.sweep.cells import Cell, cells, evaluate_arguments, fit_arguments
 from fmlightning.sweep.file import Sweep
 from fmlightning.sweep.work import Work
@@ -53,10 +54,19 @@ class Plan:
         return Work(
             cell,
             command("fit", *arguments, f"--seed_everything={cell.seed}"),
-            command("evaluate", str(cell.run), *(self.evaluate or ())),
-            self.evaluate,
+            command("evaluate", str(cell.run), *(self.asked(cell) or ())),
+            self.asked(cell),
             self.folder / "logs" / f"{cell.run.name}.log",
         )
+
+    def asked(self, cell: Cell) -> tuple[str, ...] | None:
+        """The arguments of evaluate for one run, with its judges where it was trained under others."""
+        if self.evaluate is None or "judges" in self.sweep.evaluate or not cell.judges:
+            return self.evaluate
+        with suppress(ValueError, OSError):
+            if (Run(cell.run).config.get("evaluation") or {}).get("judges") != list(cell.judges):
+                return (*self.evaluate, f"--judges={json.dumps(cell.judges)}")
+        return self.evaluate
 
 
 def command(*words: str) -> tuple[str, ...]:
@@ -91,6 +101,7 @@ def plan(sweep: Sweep) -> Plan:
             cell,
             run=Path(found[cell.combination]["runs"][sweep.seeds.index(cell.seed)]),
             max_steps=found[cell.combination]["max_steps"],
+            judges=tuple(found[cell.combination]["judges"]),
         )
         for cell in wanted
     ]

@@ -93,6 +93,7 @@ def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
             check_scored(config, options)
         yield {
             "max_steps": config["trainer"]["max_steps"],
+            "judges": (config.get("evaluation") or {}).get("judges") or [],
             "runs": [str(run_directory(config | {"seed_everything": s})) for s in request["seeds"]],
         }
 

@@ -63,6 +63,23 @@ def test_cells_lie_where_fit_will_put_them(planned, fmlightning):
     assert run.manifest["seed"] == 4
 
 
+def test_new_judges_of_a_trained_run_are_asked(planned, fmlightning):
+    """They change no weights, so the run is the same one, and its old scores are not what is asked for."""
+    options = {"seeds": [3], "evaluate": {"solvers": ["euler"], "nfe": [2]}}
+    found = planned(**options)
+    (cell,) = found.cells
+    quiet = ("--trainer.max_steps=20", "--trainer.enable_progress_bar=false")
+    assert fmlightning(*found.work(cell).fit[3:], *quiet)[0] == 0
+    assert planned(**options).work(cell).evaluate == found.evaluate
+    judges = [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 60}}]
+    other = planned(**options, set={"evaluation.judges": judges})
+    assert other.cells[0].run == cell.run
+    work = other.work(other.cells[0])
+    assert work.evaluate[:-1] == found.evaluate
+    assert work.score[-1] == work.evaluate[-1]
+    assert json.loads(work.score[-1].removeprefix("--judges="))[0]["init_args"]["size"] == 60
+
+
 BAD = {
     "no option": ({"axes": {"model.pth": ["Linear"]}}, "axes.model.pth: unknown option --model.pth; did you"),
     "no class": ({"axes": {"model.path": ["Linaer"]}}, "--model.path Linaer: no such class; did you mean Linear?"),
@@ -76,7 +93,7 @@ BAD = {
     "nfe of no number": ({"evaluate": {"nfe": ["few"]}}, "evaluate: argument --nfe: few must be whole numbers"),
     "nfe too small": ({"evaluate": {"solvers": ["rk4"], "nfe": [3]}}, "evaluate: --nfe [3] pays for no step of rk4"),
     "grid": ({"evaluate": {"solvers": ["euler"], "grids": ["Grid"]}}, "evaluate: --grids Grid"),
-    "ema": ({"evaluate": {"ema": ["both"]}}, "evaluate: argument --ema: both must be true, false"),
+    "ema": ({"evaluate": {"ema": ["both"]}}, "evaluate: argument --ema: both must be true or false"),
     "guidance without labels": ({"evaluate": {"guidance": [1, 2]}}, "evaluate.guidance: [1.0, 2.0] needs a model"),
     "no judge": ({"set": {"evaluation.judges": []}, "evaluate": {"nfe": [4]}}, "evaluate: there is no judge"),
 }  # fmt: skip
