@@ -121,10 +121,12 @@ def ticks(axis: "Axes", cells: Sequence[Cell]) -> None:
     costs = sorted({round(c.metrics["nfe"]) for c in fixed if "nfe" in c.metrics})
     others = [c.metrics["nfe"] for c in cells if c not in fixed and "nfe" in c.metrics]
     middle = round(statistics.median(others)) if others else 0
-    if middle and all(max(middle, n) > 1.25 * min(middle, n) for n in costs):
-        costs.append(middle)
-    if len(costs) <= 8:
-        axis.set_xticks(costs, [str(n) for n in costs])
+    shown: list[int] = []
+    for n in sorted([*costs, middle] if middle else costs):
+        if not shown or n > 1.25 * shown[-1]:  # else the labels overlap: a path may take one more than another
+            shown.append(n)
+    if len(shown) <= 8:
+        axis.set_xticks(shown, [str(n) for n in shown])
         axis.minorticks_off()
 
 
