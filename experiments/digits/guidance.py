@@ -1,8 +1,9 @@
-"""Draw what guidance does to digits, from expected_guidance.json beside this file: guidance.png.
+"""Draw what guidance does to digits, from the scores of the sweep beside this file.
 
 python experiments/digits/guidance.py
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -18,7 +19,11 @@ MODEL, REAL = "#00798c", "#444444"
 
 
 def main() -> None:
-    cells = json.loads((HERE / "expected_guidance.json").read_text())["cells"]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--scores", type=Path, default=HERE / "expected_guidance.json")
+    parser.add_argument("--out", type=Path, default=HERE / "guidance.png")
+    options = parser.parse_args()
+    cells = json.loads(options.scores.read_text())["cells"]
     guided = [cell for cell in cells if "guidance" in cell["axes"]]
     guided.sort(key=lambda cell: cell["axes"]["guidance"])
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -27,8 +32,8 @@ def main() -> None:
         axis.set(xlabel="guidance scale w", ylabel=label, xticks=[0, 1, 1.5, 2, 4])
         axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(HERE / "guidance.png", dpi=130)
-    print(f"written: {HERE / 'guidance.png'}")
+    figure.savefig(options.out, dpi=130)
+    print(f"written: {options.out}")
 
 
 def curve(axis: Axes, cells: list[dict], metric: str) -> None:
