@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from fmlightning.sweep.cells import Cell
+from fmlightning.sweep.children import Child, start
 from fmlightning.sweep.journal import Journal
 from fmlightning.sweep.plan import Plan
 from fmlightning.sweep.status import Status
@@ -31,7 +32,7 @@ class Job:
     work: Work
     slot: int
     step: Step
-    process: subprocess.Popen[bytes]
+    process: Child
     began: float = field(default_factory=time.monotonic)
 
 
@@ -93,12 +94,9 @@ class Pool:
             self.tell(f"trained by {found.why}, so this waits for it: {cell.label}")
 
     def start(self, work: Work, slot: int, step: Step) -> None:
-        with work.open_log(step) as file:
-            # in a session of its own: Ctrl-C reaches the sweep alone, which then stops its children
-            process = subprocess.Popen(
-                step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                env=environment(slot, self.jobs, self.plan.gpus), start_new_session=True,
-            )  # fmt: skip
+        work.head_log(step)
+        env = environment(slot, self.jobs, self.plan.gpus)
+        process = start(step.command, work.log, env, fork=not self.plan.gpus)
         self.running.append(Job(work, slot, step, process))
         self.journal.note(work.cell, Status(step.name))
 
@@ -110,7 +108,7 @@ class Pool:
                 self.ended(job)
 
     def ended(self, job: Job) -> None:
-        work, code, seconds = job.work, job.process.returncode, time.monotonic() - job.began
+        work, code, seconds = job.work, job.process.wait(), time.monotonic() - job.began
         if code and self.received:  # it was told to
             return self.change(work.cell, Status("interrupted"))
         found = work.after(job.step, code, seconds)

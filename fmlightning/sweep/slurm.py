@@ -163,7 +163,8 @@ class Task:
         return found.word
 
     def run(self, step: Step) -> int:
-        with self.work.open_log(step) as file:
+        self.work.head_log(step)
+        with self.work.log.open("ab") as file:
             self.process = subprocess.Popen(
                 step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )

@@ -2,11 +2,8 @@
 
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from fmlightning.occupied import occupant
 from fmlightning.runs import Run
@@ -66,14 +63,11 @@ class Work:
     def trained(self) -> bool:
         return Run(self.cell.run).status == "finished"
 
-    @contextmanager
-    def open_log(self, step: Step) -> Iterator[BinaryIO]:
-        """Where a step writes, behind a line with its command."""
+    def head_log(self, step: Step) -> None:
+        """A line with the command of a step, behind which it writes."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as file:
-            file.write(f"{PROMPT}{shlex.join(step.command)}\n".encode())
-            file.flush()
-            yield file
+        with self.log.open("a") as file:
+            file.write(f"{PROMPT}{shlex.join(step.command)}\n")
 
     def after(self, step: Step, code: int, seconds: float) -> Status:
         """What has come of a step that ended with an exit status; an error is written down."""

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from fmlightning.occupied import occupy
+from fmlightning.sweep import children
 from fmlightning.sweep.cells import Cell
 from fmlightning.sweep.file import Sweep
 from fmlightning.sweep.journal import Journal
@@ -25,6 +26,7 @@ from fmlightning.sweep.work import Work
 from fmlightning.training.sealed import seal_file
 
 EVALUATE = ("--solvers=euler",)
+children.PRELOAD = []  # a stand-in needs no torch
 
 
 def command(*words):
