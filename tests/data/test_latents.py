@@ -180,7 +180,8 @@ def test_a_folder_without_weights_says_what_to_fetch(tmp_path):
 
 
 def test_an_autoencoder_of_diffusers_encodes_and_decodes_as_diffusers_says(tmp_path):
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     with torch.random.fork_rng(devices=[]):
         theirs = diffusers.AutoencoderKL(
             in_channels=1, out_channels=1, latent_channels=2, block_out_channels=(8, 8), norm_num_groups=4,

@@ -52,6 +52,24 @@ def inputs(n=4):
     return x, torch.rand(n, generator=g), torch.randint(0, 3, (n,), generator=g)
 
 
+def test_the_unet_of_diffusers_itself():
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        theirs = diffusers.UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+            layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+            num_class_embeds=4,
+        ).eval()  # fmt: skip
+    t, y = torch.tensor([0.0, 0.25, 1.0]), torch.tensor([0, 1, 2])
+    x = torch.randn(3, 1, 8, 8, generator=G.generator())
+    net = Adapter(theirs, num_classes=3)
+    with torch.no_grad():
+        for labels, known in ((y, y), (None, torch.full((3,), 3))):
+            want = theirs(x, torch.tensor([0.0, 250.0, 1000.0]), class_labels=known).sample
+            assert torch.equal(net(x, t, labels), want)
+
+
 def test_a_network_of_diffusers_gets_its_timesteps_and_labels():
     x, t, y = inputs()
     inner = Foreign(num_class_embeds=4)
