@@ -14,6 +14,9 @@ from typing import Generic, TypeVar
 Read = TypeVar("Read")
 Made = TypeVar("Made")
 
+MOST_AHEAD = 64
+"""Threads that are plenty on any machine; each holds a batch."""
+
 NAME = "ahead"
 """What the names of the threads begin with."""
 

@@ -37,6 +37,7 @@ from fmlightning.flow.times import TimeSampler, Uniform
 from fmlightning.flow.weightings import Unweighted, Weighting
 from fmlightning.metrics.binned import BinnedMean
 from fmlightning.metrics.cache import cached
+from fmlightning.training.ahead import MOST_AHEAD
 from fmlightning.training.checkpoints import require_same_layout
 from fmlightning.training.decay import Decay
 from fmlightning.training.ema import evaluation_weights
@@ -98,8 +99,10 @@ class FlowMatching(LightningModule):
         super().__init__()
         if not 0 <= label_drop < 1:
             raise ValueError(f"model.label_drop={label_drop} is a probability in [0, 1)")
-        if ahead < 0:
-            raise ValueError(f"model.ahead={ahead} must not be negative; 0 solves within the step")
+        if not 0 <= ahead <= MOST_AHEAD:
+            raise ValueError(
+                f"model.ahead={ahead} must be from 0, which solves within the step, to {MOST_AHEAD}: each is a thread"
+            )
         self.network = network
         self.path = AffinePath(path)
         self.source, self.coupling, self.times = source, coupling, times
