@@ -67,23 +67,24 @@ def states(run: Path, method: str) -> Tensor:
 
 
 def draw(found: dict[str, Tensor]) -> Figure:
-    """A panel for each run."""
+    """A panel for each run, all on the same scale."""
+    ends = torch.cat([x[-1] for x in found.values()])
     figure = Figure(figsize=(3.4 * len(found), 3.7), layout="constrained")
     for axis, (title, x) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        lines(axis, x) if x.ndim == 3 else strip(axis, x)
+        lines(axis, x, ends) if x.ndim == 3 else strip(axis, x)
         axis.set(title=title, xticks=[], yticks=[])
     return figure
 
 
-def lines(axis: Axes, x: Tensor) -> None:
-    """Starts grey, ends dark, and the ways of some in between."""
+def lines(axis: Axes, x: Tensor, ends: Tensor) -> None:
+    """Starts grey, ends dark, and the ways of some in between; the frame is that of `ends`."""
     axis.scatter(*x[0].T, s=1, color="#b8b8b8", linewidths=0)
     ways = list(x[:, :LINES].transpose(0, 1).numpy())
     axis.add_collection(LineCollection(ways, colors="#00798c", linewidths=0.5, alpha=0.6))
     axis.scatter(*x[-1].T, s=1.5, color="#1d1d1d", linewidths=0)
-    left, right, bottom, top = frame(x[-1])  # a source of standard deviation 50 would hide the rest
+    left, right, bottom, top = frame(ends)  # a source of standard deviation 50 would hide the rest
     axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
 
 
