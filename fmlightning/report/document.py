@@ -37,6 +37,9 @@ PAIRED_RULES = (
     "Differences seed by seed from the row that has the baseline's values and is like it in all else, with Student's "
     "interval; bold: p is below 5 % after Holm's correction over the column.",
 )
+MOST_SHOWN = 60
+"""Expected scores that all hold and are still printed; the page has them all."""
+
 CURVE_RULE = "Line: mean over seeds; band: its 95 % interval."
 
 
@@ -140,9 +143,9 @@ class Document:
     def beside(self, rows: Sequence[Check], strict: bool) -> int:
         """The scores beside expected ones; 1 where the check is strict and fails."""
         wrong = [row for row in rows if row.failed]
-        grid = check_grid(rows)
-        self.sections.append(Section("Beside what was expected", [(grid, 2)]))
-        console().print(printed(check_grid(wrong) if strict and wrong else grid))
+        self.sections.append(Section("Beside what was expected", [(check_grid(rows), 2)]))
+        if shown := wrong if strict and wrong else rows if len(rows) <= MOST_SHOWN else ():
+            console().print(printed(check_grid(shown)))
         within = sum(row.verdict == "within" for row in rows)
         print(
             f"{within} of {len(rows)} expected scores are within their spread, {len(wrong)} are outside or missing"
