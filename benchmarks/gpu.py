@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from machine import facts
 from ratios import row
-from timing import report
+from timing import alternated, report
 from torch import nn
 
 from fmlightning.__main__ import main as fmlightning
@@ -60,7 +60,7 @@ class Size:
     batch: int = 128
     images: int = 512
     steps: int = 40
-    repeats: int = 5
+    repeats: int = 7
 
 
 TINY = Size(channels=8, batch=8, images=4, steps=2, repeats=2)
@@ -213,13 +213,13 @@ class Bench:
             step = self.step(self.network().train(), averaged=False)
             for _ in range(3):
                 step()
-        pairs = []
-        for _ in range(self.size.repeats):
+
+        def alone() -> float:
             with case(self.device):
-                alone = (
-                    self.seconds(lambda: [step() for _ in range(self.size.steps)]) / self.size.steps
-                )
-            pairs.append((self.fit(option), alone))
+                steps = self.size.steps
+                return self.seconds(lambda: [step() for _ in range(steps)]) / steps
+
+        pairs = alternated(lambda: self.fit(option), alone, self.size.repeats)
         shares = [1 - b / a for a, b in pairs]
         return row(
             f"fit, {option.rpartition('=')[2]}", "forward, backward, optimiser", pairs, at_least=0.95,
@@ -227,10 +227,11 @@ class Bench:
         )  # fmt: skip
 
     def transport(self, option: str) -> dict[str, Any]:
-        pairs = [
-            (self.fit(option, "--model.coupling=MinibatchOT"), self.fit(option))
-            for _ in range(self.size.repeats)
-        ]
+        pairs = alternated(
+            lambda: self.fit(option, "--model.coupling=MinibatchOT"),
+            lambda: self.fit(option),
+            self.size.repeats,
+        )
         return row(
             f"fit, OT-CFM, {option.rpartition('=')[2]}",
             "independent coupling",

@@ -26,7 +26,7 @@ import torch
 import torchcfm_unet
 from loop import COMMON, Timed
 from ratios import require_equal_work, row
-from timing import by_turns, parser, report
+from timing import alternated, by_turns, parser, report
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
@@ -143,12 +143,12 @@ def of_the_command(steps: int, repeats: int) -> dict[str, Any]:
         return time.perf_counter() - begin
 
     the_command(steps), loop()
-    pairs = [(the_command(steps), loop()) for _ in range(repeats)]
+    pairs = alternated(lambda: the_command(steps), loop, repeats)
     return row("fit, U-Net", "TorchCFM's U-Net, bare loop", pairs, at_least=1.0, steps=steps)
 
 
 def of_memory(repeats: int, threads: int) -> dict[str, Any]:
-    pairs = [(peak("ours", threads), peak("theirs", threads)) for _ in range(repeats)]
+    pairs = alternated(lambda: peak("ours", threads), lambda: peak("theirs", threads), repeats)
     return row("U-Net step", "TorchCFM's U-Net", pairs, quantity="memory", at_most=1.0)
 
 

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from loop import CASES, LOG_EVERY, SAVE_EVERY, Case, Timed, Training, ours
 from ratios import require_equal_losses, require_equal_work, row
-from timing import parser, report
+from timing import parser, report, turn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -122,7 +123,11 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
     case = CASES["points"]
     mine, its = [], []
     for seed in range(flags.repeats + 1):  # the first pair is the warm-up
-        a, b = ours(case, flags.steps, seed, time.perf_counter), naive(case, flags.steps, seed)
+        a, b = turn(
+            seed,
+            partial(ours, case, flags.steps, seed, time.perf_counter),
+            partial(naive, case, flags.steps, seed),
+        )
         require_equal_work({k: v for k, v in a.work.items() if k in b.work}, b.work)
         mine.append(a)
         its.append(b)

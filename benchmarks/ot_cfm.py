@@ -21,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from loop import COMMON, Timed
 from ratios import require_equal_losses, require_equal_work, row
-from timing import parser, report
+from timing import parser, report, turn
 from torch import Tensor
 
 from fmlightning.__main__ import main as fmlightning
@@ -114,10 +115,7 @@ def by_turns(
     """Pairs with the same seed, next to each other in time; the first pair is the warm-up."""
     pairs = []
     for seed in range(repeats + 1):
-        if seed % 2:
-            second, first = its(seed), mine(seed)
-        else:
-            first, second = mine(seed), its(seed)
+        first, second = turn(seed, partial(mine, seed), partial(its, seed))
         require_equal_work({"steps": first.steps}, {"steps": second.steps})
         pairs.append((first, second))
     return pairs[1:]

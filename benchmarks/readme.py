@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from run import results
+from run import RESULTS, results
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- speeds -->", "<!-- end of speeds -->"
@@ -35,13 +35,25 @@ def line(r: dict[str, Any]) -> str:
 
 
 def machine(found: dict[str, dict[str, Any]]) -> str:
-    """In words, with the loads of all runs and the number of pairs."""
+    """In words, with the loads of all runs and the number of pairs.
+
+    Raises:
+        ValueError: the results are of several machines, versions of torch or numbers of threads.
+    """
     facts = [one["machine"] for one in found.values()]
     loads = [f["load"] for f in facts]
     pairs = [r["pairs"] for one in found.values() for r in one.get("rows", []) if r["bar"]]
-    first = facts[0]
+    kinds = {
+        f"{f['cores']} cores of {f['processor']}, {f['threads']} thread{'s'[: f['threads'] != 1]}, torch {f['torch']}"
+        for f in facts
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the results are not of one machine, so they cannot stand in one table: {'; '.join(sorted(kinds))}. "
+            "Run make bench on one"
+        )
     return (
-        f"{first['cores']} cores of {first['processor']}, one thread, torch {first['torch']}, "
+        f"{kinds.pop()}, "
         f"at a load of {min(loads):g} to {max(loads):g}, with {min(pairs)} to {max(pairs)} pairs"
     )
 
@@ -68,7 +80,7 @@ def main() -> int:
     flags.add_argument("--check", action="store_true", help="write nothing")
     check = flags.parse_args().check
     old = README.read_text()
-    new = placed(old, rendered(results()))
+    new = placed(old, rendered(results(RESULTS)))
     if not check:
         README.write_text(new)
     elif new != old:

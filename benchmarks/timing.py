@@ -17,12 +17,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from machine import facts
 from ratios import interval
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def side_by_side(
@@ -56,14 +58,22 @@ def by_turns(
     ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int
 ) -> list[tuple[float, float]]:
     """Seconds of both, each pair next to each other in time; who goes first alternates. Warm up before."""
-    pairs = []
-    for k in range(repeats):
-        if k % 2:
-            second, first = seconds(theirs), seconds(ours)
-        else:
-            first, second = seconds(ours), seconds(theirs)
-        pairs.append((first, second))
-    return pairs
+    return alternated(lambda: seconds(ours), lambda: seconds(theirs), repeats)
+
+
+def alternated(
+    ours: Callable[[], Value], theirs: Callable[[], Value], repeats: int
+) -> list[tuple[Value, Value]]:
+    """What both return, in pairs, each going first in every other one."""
+    return [turn(k, ours, theirs) for k in range(repeats)]
+
+
+def turn(k: int, ours: Callable[[], Value], theirs: Callable[[], Value]) -> tuple[Value, Value]:
+    """What both return; theirs goes first where k is odd."""
+    if k % 2:
+        second, first = theirs(), ours()
+        return first, second
+    return ours(), theirs()
 
 
 def seconds(run: Callable[[], Any]) -> float:

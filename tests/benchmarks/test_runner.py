@@ -14,7 +14,7 @@ ROW = {
     "bar": ">= 1", "verdict": "met",
 }  # fmt: skip
 GROWTH = {"name": "step", "over": "batch", "exponent": 1.0, "low": 0.9, "high": 1.1}
-MACHINE = {"cores": 2, "processor": "a processor", "torch": "2.15.0", "load": 0.3}
+MACHINE = {"cores": 2, "processor": "a processor", "torch": "2.15.0", "load": 0.3, "threads": 1}
 
 
 def test_every_script_is_run():
@@ -43,7 +43,6 @@ def folder(tmp_path, monkeypatch):
 
 def test_what_fails_is_named_and_the_rest_is_shown(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py"])
-    monkeypatch.setattr(run.results, "__defaults__", (folder / "results",))
     assert run.main() == 1
     shown = capsys.readouterr()
     assert "failed: bad: ValueError: unequal work: steps" in shown.err
@@ -51,6 +50,22 @@ def test_what_fails_is_named_and_the_rest_is_shown(folder, monkeypatch, capsys):
     assert "1.25 to 1.75" in shown.out
     monkeypatch.setattr(sys, "argv", ["run.py", "well"])
     assert run.main() == 0
+
+
+def test_a_quick_look_leaves_the_results_alone(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "well", "--quick"])
+    assert run.main() == 0
+    assert "1.25 to 1.75" in capsys.readouterr().out
+    assert not (folder / "results").exists()
+
+
+def test_results_of_two_machines_are_not_put_into_one_table():
+    found = {
+        name: {"rows": [ROW], "machine": {**MACHINE, "threads": n}}
+        for n, name in enumerate("ab", 1)
+    }
+    with pytest.raises(ValueError, match=r"not of one machine.* 1 thread,.* 2 threads,"):
+        readme.rendered(found)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch, capsys):
@@ -79,7 +94,7 @@ def test_the_table_is_placed_between_its_markers_and_nothing_else_changes():
 
 
 def test_the_readme_shows_the_results_that_are_here():
-    found = run.results()
+    found = run.results(run.RESULTS)
     assert found.keys() == run.SCRIPTS.keys()
     text = readme.README.read_text()
     assert readme.placed(text, readme.rendered(found)) == text
