@@ -62,15 +62,24 @@ def written(options: Any) -> Path:
             f"{name} at step {made.step}, of {made.count} averages; its profile is {made.misfit:.1e} off"
         )
         if made.misfit > ROUGH:
-            print(
-                "warning: that is far; take a width between those that were kept, or a later step"
-            )
+            print(f"warning: that is far; {remedy(run.path, made.step)}")
         return path
     found = averages(checkpoint)
     if name not in found:
         raise ValueError(f"--decay {options.decay:g} is not in {file}: {choices(name, found)}")
     write(path, checkpoint, name, found[name], checkpoint["global_step"])
     return path
+
+
+def remedy(run: Path, step: int) -> str:
+    """What brings a profile nearer."""
+    from fmlightning.training.snapshots import snapshots
+
+    kept = [t for t, _ in snapshots(run)]
+    if step not in kept:
+        near = sorted({max(t for t in kept if t < step), min(t for t in kept if t > step)})
+        return f"no snapshot ends at step {step}: take --step {' or '.join(map(str, near))}"
+    return "take a width between those that were kept, or a later step"
 
 
 def opened(named: str, run: Run) -> tuple[dict[str, Any], Path]:
@@ -126,4 +135,4 @@ def listing(named: str) -> list[str]:
     if not files:
         return [*lines, "no snapshots: another width needs --ema.sigma_rel [0.05,0.10] in training"]
     steps = f"steps {files[0][0]} to {files[-1][0]}"
-    return [*lines, f"{len(files)} snapshots, {steps}: any width with --sigma-rel"]
+    return [*lines, f"{len(files)} snapshots, {steps}: a width with --sigma-rel"]

@@ -51,6 +51,18 @@ def test_a_width_is_made_written_and_used_by_the_other_commands(fit, fmlightning
     assert package.load(run)(x, t).equal(package.load(run / "checkpoints" / "last.ckpt")(x, t))
 
 
+def test_a_rough_profile_comes_with_what_would_be_nearer(fit, fmlightning):
+    run = fit(*SMALL)
+    for words, remedy in (
+        (("0.08", "--step", "33"), "no snapshot ends at step 33: take --step 30 or 35"),
+        (("0.01",), "take a width between those that were kept"),
+    ):
+        status, shown = fmlightning("ema", run, "--sigma-rel", *words)
+        assert status == 0
+        assert f"warning: that is far; {remedy}" in shown
+    assert "warning" not in fmlightning("ema", run, "--sigma-rel", "0.08", "--step", "30")[1]
+
+
 def test_a_decay_of_training_is_written_as_it_was(fit, fmlightning, tmp_path):
     run, out = fit(*SMALL, "--ema.warmup=false"), tmp_path / "sooner.ckpt"
     assert fmlightning("ema", run, "--decay", "0.9", "--out", out)[0] == 0

@@ -239,6 +239,7 @@ def test_the_independent_coupling_has_nothing_between_the_data_and_the_step(fit,
 
 def test_odd_sizes_are_refused(fmlightning):
     for option, words in (
+        ("--model.coupling.ot_batch_size=1000000000", "ot_batch_size=1000000000 must be from 1 to 20000"),
         ("--model.coupling.ot_batch_size=48", "ot_batch_size=48 must be a multiple of data.batch_size=32"),
         ("--model.ahead=-1", "ahead=-1 must be from 0"),
         ("--model.ahead=100000", "ahead=100000 must be from 0, which solves within the step, to 64"),

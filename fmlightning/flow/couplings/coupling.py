@@ -88,10 +88,15 @@ def require_equal(x0: Points, x1: Points, y: Conditions | None) -> None:
         )
 
 
+LARGEST = 20_000
+"""Points whose matrix of costs, in float64, fills 3 GB; to pair them takes an hour."""
+
+
 def require_size(ot_batch_size: int | None) -> None:
-    if ot_batch_size is not None and ot_batch_size < 1:
+    if ot_batch_size is not None and not 1 <= ot_batch_size <= LARGEST:
         raise ValueError(
-            f"ot_batch_size={ot_batch_size} must be at least 1, or null for the global batch"
+            f"ot_batch_size={ot_batch_size} must be from 1 to {LARGEST}, or null for the global batch; to pair with a "
+            "whole data set: SemidiscreteOT"
         )
 
 
