@@ -151,10 +151,12 @@ class Run:
         """An existing run, by its directory or a checkpoint in it.
 
         Raises:
-            FileNotFoundError: there is no run at the path.
+            FileNotFoundError: there is no run, or no such checkpoint, at the path.
         """
         path = Path(path)
         if path.suffix == ".ckpt":
+            if not path.is_file():
+                raise absent(path)
             path = path.parent.parent
         if not (path / "config.yaml").is_file():
             known = sorted(str(run.path) for run in find(runs_root()))
@@ -322,6 +324,32 @@ def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> "Netwo
         return load_flow(run, ema).field
 
 
+def checkpoint_file(named: str | Path) -> Path:
+    """The checkpoint that was named, or the newest of the run that was.
+
+    Raises:
+        FileNotFoundError: there is no such run or checkpoint.
+    """
+    run = Run.open(named)
+    return Path(named) if Path(named).suffix == ".ckpt" else run.checkpoint()
+
+
+def weights_file(named: str | Path) -> Path:
+    """The file of the weights that were named: those of an export, or a checkpoint as in `checkpoint_file`."""
+    exported = Path(named) / EXPORTED
+    return exported if exported.is_file() else checkpoint_file(named)
+
+
+def absent(checkpoint: Path) -> FileNotFoundError:
+    """What to say of a checkpoint that is not there: which ones are."""
+    run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
+    there = ", ".join(p.name for p in Run(run).checkpoints) or "none"
+    return FileNotFoundError(
+        f"{checkpoint}: there is no such checkpoint. The checkpoints of {run}: {there}; "
+        "name one of them, or the run for its newest"
+    )
+
+
 def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     """The trained field of a run with all that sampling needs; as `load`."""
     import torch
@@ -358,12 +386,11 @@ def read_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, "Tensor"]
     """The weights of a trained network, and what its samples are; arguments and errors as in `load`."""
     from fmlightning.training.checkpoints import read_checkpoint
 
-    path = Path(run)
-    if (path / EXPORTED).is_file():
+    file = weights_file(run)
+    if file.name == EXPORTED:
         from fmlightning.export import read_export
 
-        return read_export(path)
-    file = path if path.suffix == ".ckpt" and path.is_file() else Run.open(path).checkpoint()
+        return read_export(file.parent)
     checkpoint = read_checkpoint(file)
     weights = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
     return weights | (average(checkpoint, file) if ema else {}), checkpoint["flow"]

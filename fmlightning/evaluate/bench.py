@@ -28,7 +28,7 @@ from fmlightning.metrics.judge import Judge
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
 from fmlightning.parser import FlowParser
-from fmlightning.runs import Run, TrainedFlow, load_flow
+from fmlightning.runs import Run, TrainedFlow, load_flow, weights_file
 from fmlightning.sample import pick_device
 from fmlightning.training.sealed import put_in_place
 
@@ -81,7 +81,7 @@ class Bench:
         batch_size = options.batch_size or asked.get("batch_size") or 1024
         seed = flow.seed if options.seed is None else options.seed
         identity = {
-            "checkpoint": checkpoint_digest(options.run),
+            "checkpoint": weights_digest(options.run),
             "seed": seed,
             "batch_size": batch_size,
             "judges": named,
@@ -267,7 +267,6 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list) else value
 
 
-def checkpoint_digest(run: str) -> str:
-    path = Path(run)
-    file = path if path.suffix == ".ckpt" else Run.open(path).checkpoint()
-    return sha256(file.read_bytes()).hexdigest()
+def weights_digest(run: str) -> str:
+    """A digest of the file that weights come from."""
+    return sha256(weights_file(run).read_bytes()).hexdigest()
