@@ -3,6 +3,7 @@
 Each function returns a matplotlib Figure, drawn without a display and without pyplot's global state.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,13 +164,15 @@ def quality(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """Scores against the number of evaluations: a panel for each score, a curve for each solver and guidance.
 
     Args:
-        records: with `label`, `nfe` and `metrics`; real samples' score `<name>_real` or `<name>_floor` is dashed.
+        records: with `label`, `nfe` and `metrics`, where a score may be missing; that of real samples,
+            `<name>_real` or `<name>_floor`, is dashed.
         names: the scores to draw.
     """
     figure = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for label in dict.fromkeys(r["label"] for r in records):
-            curve = sorted((r["nfe"], r["metrics"][name]) for r in records if r["label"] == label)
+            own = [r for r in records if r["label"] == label]
+            curve = sorted((r["nfe"], r["metrics"].get(name, math.nan)) for r in own)
             axis.plot(*zip(*curve, strict=True), "o-", markersize=4, linewidth=1.3, label=label)
         for suffix in ("_real", "_floor"):
             if f"{name}{suffix}" in records[0]["metrics"]:

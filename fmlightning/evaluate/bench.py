@@ -22,6 +22,7 @@ from fmlightning.data.order import Shard
 from fmlightning.evaluate.cells import Cell, cells
 from fmlightning.evaluate.reference import METHOD, Reference
 from fmlightning.flow.fields import TrainedField
+from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.sampling import sample
 from fmlightning.flow.solution import Solution, SolverError
 from fmlightning.metrics.judge import Judge
@@ -52,7 +53,7 @@ class Bench:
     identity: dict[str, Any]
     overwrite: bool
     reference: Reference | None = None
-    of_model: dict[bool, dict[str, float]] = field(default_factory=dict)
+    of_field: dict[tuple[bool, Guidance], dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, options: Any, shard: Shard) -> "Bench":
@@ -122,18 +123,23 @@ class Bench:
         ]
 
     def prepare(self) -> None:
-        """Show the judges the real samples, and the models to those that score them whatever the solver."""
+        """Show the judges the real samples."""
         for judge in self.judges:
             judge.to(self.device)
             judge.meet(self.data.seen)
-        law = getattr(self.data, "target", None)
-        for ema, flow in self.flows.items():
-            model, self.of_model[ema] = flow.field.to(self.device), {}
+
+    def without_samples(self, field: TrainedField, cell: Cell) -> dict[str, float]:
+        """What the judges of a field say of it whatever the solver, once for all cells that follow it."""
+        key, found = (cell.ema, cell.guidance), {}
+        if key not in self.of_field:
+            law, source = getattr(self.data, "target", None), self.flows[cell.ema].source
             for judge in self.judges:
                 if not judge.num_samples:
-                    judge.look(model, flow.source, law, self.shard.rank, self.shard.world_size)
-                    self.of_model[ema] |= judge.compute()
+                    judge.look(field, source, law, self.shard.rank, self.shard.world_size)
+                    found |= judge.compute()
                     judge.reset()
+            self.of_field[key] = found
+        return self.of_field[key]
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Generate the samples of a cell and write down their scores, or why there are none."""
@@ -179,7 +185,7 @@ class Bench:
             for judge in judges:
                 mine = index < judge.num_samples
                 judge.update(x[mine], index[mine], None if y is None else y[mine])
-        metrics = dict(self.of_model[cell.ema])
+        metrics = dict(self.without_samples(field, cell))
         for judge in judges:
             metrics |= judge.compute()
         metrics |= straight.compute() | (error.compute() if self.reference else {})

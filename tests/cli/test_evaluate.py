@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fmlightning.cli import instantiate_data
+from fmlightning.evaluate.bench import instantiate_judges
+from fmlightning.evaluate.table import headline, table
+from fmlightning.flow.guidance import Guidance
 from fmlightning.metrics.transport import wasserstein2
+from fmlightning.plotting import quality
+from fmlightning.runs import Run, load_flow
 
 JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 SMALL = (
@@ -64,9 +70,6 @@ def test_it_scores_what_sample_makes(fmlightning, run, tmp_path):
         "sample", run, "--n=100", f"--out={out}", "--solver.method=midpoint", "--solver.num_steps=3"
     )
     assert status == 0, shown
-    from fmlightning.cli import instantiate_data
-    from fmlightning.runs import Run
-
     held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
     x = torch.from_numpy(np.load(out / "samples.npz")["x"])
     assert record["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
@@ -83,6 +86,47 @@ def test_guidance_is_an_axis(fmlightning, fit):
     assert [r["label"] for r in records] == ["euler", "euler, w = 3"]
     assert records[0]["metrics"] != records[1]["metrics"]
     assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
+
+
+LIKELIHOOD = """--judges=[{"class_path": "NegativeLogLikelihood", "init_args": {
+    "size": 8, "batch_size": 8, "rtol": 1e-3, "atol": 1e-3, "within": 1e9, "divergence": "hutchinson"}}]"""
+
+
+def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
+    """w = 1 is the model itself, whose likelihood the run's own judges have; w = 3 follows another field."""
+    run = fit(
+        "images/digits", "--trainer.max_steps=30", "--model.network.channels=8", "--model.network.head_channels=8",
+        "--model.label_drop=0.2", "--model.optimizer.lr=0.01",
+    )  # fmt: skip
+    records = evaluated(
+        fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance=1,3"
+    )
+    found = {(r["nfe"], r["guidance"]["scale"]): r["metrics"]["nll"] for r in records}
+    assert found[1, 1] == found[2, 1]  # whatever the solver of the samples
+    assert found[1, 3] == found[2, 3]
+    assert abs(found[1, 1] - found[1, 3]) > 1e-2
+    judge = instantiate_judges([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
+    flow, data = load_flow(run), instantiate_data(Run.open(run).config)
+    data.setup("test")
+    judge.meet(data.seen)
+    for scale, field in ((1, flow.field), (3, flow.guided(Guidance(3.0)))):
+        judge.look(field, flow.source, None, 0, 1)
+        assert judge.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)
+        judge.reset()
+
+
+def test_a_score_that_a_cell_lacks_is_a_dash_and_the_tolerances_have_no_panel():
+    metrics = ({"nll_difference": 1e-3, "nll": 2.0, "w2": 1.0}, {"nll_difference": 3.0, "w2": 2.0})
+    records = [
+        {"method": "euler", "label": "euler", "budget": f"{n} steps", "nfe": n, "grid": "", "ema": True,
+         "guidance": {"scale": 1}, "seconds_per_sample": 1.0, "metrics": m}
+        for n, m in enumerate(metrics, 1)
+    ]  # fmt: skip
+    for order in (records, records[::-1]):
+        header, *rows = table(order)
+        assert {row[header.index("nll")] for row in rows} == {"2", "-"}
+        assert sorted(headline(order)) == ["nll", "w2"]
+        assert len(quality(order, headline(order)).axes) == 2
 
 
 def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightning, fit, tmp_path):
