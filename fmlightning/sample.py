@@ -177,10 +177,20 @@ class Guide:
 
 
 def guided(flow: TrainedFlow, options: Any) -> TrainedField:
-    """The field that samples follow."""
+    """The field that samples follow.
+
+    Raises:
+        ValueError: an option would do nothing, as the scale is 1 and was not said to be.
+    """
     changes = {k: v for k, v in options.guidance.as_dict().items() if v is not None}
     weaker = changes.pop("weaker", None)
     guidance: Guidance = replace(flow.guidance, **changes)
+    for name in ("weaker", "rescale", "interval"):
+        value = getattr(options.guidance, name)
+        if value and guidance.scale == 1 and "scale" not in changes:
+            raise ValueError(
+                f"guidance.{name}={value} does nothing at guidance.scale=1: add --guidance.scale 2"
+            )
     if weaker is None:
         return flow.guided(guidance)
     with quiet():

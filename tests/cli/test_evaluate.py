@@ -141,6 +141,21 @@ def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightni
 
 
 @pytest.mark.parametrize(
+    "option", ["--guidance.weaker=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"]
+)
+def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option):
+    out = tmp_path / "out"
+    option = option.replace("RUN", str(run))
+    sample = ("sample", run, "--n=4", f"--out={out}", "--device=cpu", option)
+    status, shown = fmlightning(*sample)
+    assert status == 2
+    assert "does nothing at guidance.scale=1: add --guidance.scale 2" in shown
+    assert option.split("=")[0].removeprefix("--") in shown
+    assert not out.exists()
+    assert fmlightning(*sample, "--guidance.scale=1")[0] == 0  # said, and so meant
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--solvers=heun",), "--solvers heun: choose from euler"),
