@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +281,7 @@ class TrainedFlow:
         seed: of the run.
         paired: whether samples start from x0 of the data; `source` then has none until it is given.
         latent: whether a sample is a latent, which the run's data decodes.
+        weaker: the field that guidance pushes away from; None for the same network without its label.
     """
 
     field: "NetworkField"
@@ -294,13 +295,16 @@ class TrainedFlow:
     seed: int
     paired: bool = False
     latent: bool = False
+    weaker: "NetworkField | None" = None
 
     def guided(self, guidance: "Guidance") -> "TrainedField":
-        """The field under classifier-free guidance.
+        """The field under guidance, classifier-free or by the weaker one.
 
         Raises:
-            ValueError: the model was not trained for it.
+            ValueError: the model was not trained for it, or the weaker one on another path.
         """
+        if self.weaker is not None:
+            return guidance.auto(self.field, self.weaker)
         return guidance.free(self.field, self.num_classes if self.label_drop else 0)
 
 
@@ -380,6 +384,30 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         flow.get("paired", False),
         flow.get("latent", False),
     )
+
+
+def away_from(flow: TrainedFlow, weaker: str, ema: bool, option: str) -> TrainedFlow:
+    """The flow, to be guided away from a weaker run: autoguidance.
+
+    Args:
+        weaker: as in `load`.
+        ema: whether to take its averaged weights.
+        option: what named it on the command line.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: its samples have another shape or other classes.
+    """
+    other = load_flow(weaker, ema)
+    if other.event_shape != flow.event_shape:
+        raise ValueError(
+            f"{option} {weaker} makes samples of shape {other.event_shape}, and this run {flow.event_shape}"
+        )
+    if other.num_classes != flow.num_classes:
+        raise ValueError(
+            f"{option} {weaker} has {other.num_classes} classes, and this run {flow.num_classes}; name one with as many"
+        )
+    return replace(flow, weaker=other.field)
 
 
 def read_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, "Tensor"], dict[str, Any]]:

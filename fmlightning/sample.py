@@ -21,7 +21,7 @@ from fmlightning.flow.precision import Precision
 from fmlightning.flow.sampling import sample
 from fmlightning.parser import FlowParser
 from fmlightning.plotting import plane, restored, tile
-from fmlightning.runs import Run, TrainedFlow, load_flow
+from fmlightning.runs import Run, TrainedFlow, away_from, load_flow
 
 DESCRIPTION = """Generate samples from a trained run.
 
@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
     with quiet():
         flow = load_flow(options.run, ema=options.ema)
         data = data_of(flow, options)
+        require_use(flow, options)
+        if options.guidance.weaker:
+            flow = away_from(flow, options.guidance.weaker, options.ema, "--guidance.weaker")
     if flow.paired and data is not None:
         flow = replace(flow, source=data.starts)
     solver = override(flow.solver, options)
@@ -177,29 +180,22 @@ class Guide:
 
 
 def guided(flow: TrainedFlow, options: Any) -> TrainedField:
-    """The field that samples follow.
-
-    Raises:
-        ValueError: an option would do nothing, as the scale is 1 and was not said to be.
-    """
-    changes = {k: v for k, v in options.guidance.as_dict().items() if v is not None}
-    weaker = changes.pop("weaker", None)
+    """The field that samples follow."""
+    given = options.guidance.as_dict().items()
+    changes = {k: v for k, v in given if v is not None and k != "weaker"}
     guidance: Guidance = replace(flow.guidance, **changes)
+    return flow.guided(guidance)
+
+
+def require_use(flow: TrainedFlow, options: Any) -> None:
+    """Refuse options that would do nothing, as the scale is 1 and was not said to be."""
+    if options.guidance.scale is not None or flow.guidance.scale != 1:
+        return
     for name in ("weaker", "rescale", "interval"):
-        value = getattr(options.guidance, name)
-        if value and guidance.scale == 1 and "scale" not in changes:
+        if value := getattr(options.guidance, name):
             raise ValueError(
                 f"guidance.{name}={value} does nothing at guidance.scale=1: add --guidance.scale 2"
             )
-    if weaker is None:
-        return flow.guided(guidance)
-    with quiet():
-        other = load_flow(weaker, ema=options.ema)
-    if other.event_shape != flow.event_shape:
-        raise ValueError(
-            f"--guidance.weaker {weaker} makes samples of shape {other.event_shape}, and this run {flow.event_shape}"
-        )
-    return guidance.auto(flow.field, other.field)
 
 
 def override(solver: ODESolver, options: Any) -> ODESolver:

@@ -29,7 +29,7 @@ from fmlightning.metrics.judge import Judge
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
 from fmlightning.parser import FlowParser
-from fmlightning.runs import Run, TrainedFlow, load_flow, weights_file
+from fmlightning.runs import Run, TrainedFlow, away_from, load_flow, weights_file
 from fmlightning.sample import pick_device
 from fmlightning.training.sealed import put_in_place
 
@@ -53,6 +53,7 @@ class Bench:
     identity: dict[str, Any]
     overwrite: bool
     reference: Reference | None = None
+    weaker: str | None = None
     of_field: dict[tuple[bool, Guidance], dict[str, float]] = field(default_factory=dict)
 
     @classmethod
@@ -64,6 +65,8 @@ class Bench:
         for ema, loaded in flows.items():
             if loaded.paired:
                 flows[ema] = replace(loaded, source=data.starts)
+            if options.weaker:
+                flows[ema] = away_from(flows[ema], options.weaker, ema, "--weaker")
         flow = next(iter(flows.values()))
         wanted = cells(flow, options)
         asked = run.config.get("evaluation") or {}
@@ -101,7 +104,7 @@ class Bench:
             identity["reference"] = f"{METHOD}, tol {options.reference:g}"
         return cls(
             flows, wanted, data, judges, run.path / "evaluations", shard, device, batch_size, seed, identity,
-            options.overwrite, reference,
+            options.overwrite, reference, weights_digest(options.weaker) if options.weaker else None,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
@@ -130,7 +133,8 @@ class Bench:
 
     def without_samples(self, field: TrainedField, cell: Cell) -> dict[str, float]:
         """What the judges of a field say of it whatever the solver, once for all cells that follow it."""
-        key, found = (cell.ema, cell.guidance), {}
+        key = (cell.ema, cell.guidance)
+        found: dict[str, float] = {}
         if key not in self.of_field:
             law, source = getattr(self.data, "target", None), self.flows[cell.ema].source
             for judge in self.judges:
@@ -237,6 +241,7 @@ class Bench:
             "budget": cell.budget,
             "guidance": asdict(cell.guidance),
             "label": cell.label,
+            **({"weaker": self.weaker} if cell.auto else {}),
         }
 
     def file(self, cell: Cell) -> Path:

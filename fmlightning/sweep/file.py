@@ -256,6 +256,11 @@ def exclusion(rule: Any) -> dict[str, list[Any]]:
 def evaluate_of(content: dict[str, Any]) -> dict[str, Any]:
     """The options of evaluate, each list with something in it."""
     found = content.get("evaluate") or {}
+    if "weaker" in found:
+        raise ValueError(
+            "evaluate.weaker: a sweep does not know when another run changes; leave it out, and call "
+            "fmlightning evaluate RUN --weaker OTHER for its runs"
+        )
     require_known(found, EVALUATE, "evaluate.")
     for key in LISTS:
         if key in found and not (isinstance(found[key], list) and found[key]):

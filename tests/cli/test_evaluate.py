@@ -88,6 +88,60 @@ def test_guidance_is_an_axis(fmlightning, fit):
     assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
 
 
+def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
+    fmlightning, fit, run, tmp_path
+):
+    weaker = fit("toy/moons", *SMALL, "--trainer.max_steps=3", name="weaker")
+    options = ("--solvers=euler", "--nfe=4")
+    by = (*options, f"--weaker={weaker}", "--guidance=1,2")
+    (own,) = evaluated(fmlightning, run, *options)
+    alone, guided = evaluated(fmlightning, run, *by)
+    assert alone == own  # w = 1 is the run itself, and its cell is there already
+    assert [r["label"] for r in (alone, guided)] == ["euler", "euler, w = 2 by a weaker run"]
+    out = tmp_path / "samples"
+    status, shown = fmlightning(
+        "sample", run, "--n=100", f"--out={out}", "--solver.method=euler", "--solver.num_steps=4",
+        f"--guidance.weaker={weaker}", "--guidance.scale=2",
+    )  # fmt: skip
+    assert status == 0, shown
+    held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
+    x = torch.from_numpy(np.load(out / "samples.npz")["x"])
+    assert guided["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
+    assert guided["metrics"]["w2"] != pytest.approx(own["metrics"]["w2"], rel=1e-3)
+
+    times = {p: p.stat().st_mtime_ns for p in (run / "evaluations").glob("euler-*.json")}
+    assert evaluated(fmlightning, run, *by) == [alone, guided]
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    fit(
+        "toy/moons",
+        *SMALL,
+        "--trainer.max_steps=3",
+        "--seed_everything=1",
+        "--rerun=true",
+        name="weaker",
+    )
+    again = evaluated(fmlightning, run, *by)  # other weights under the same name
+    assert again[0] == alone
+    assert again[1]["metrics"]["w2"] != guided["metrics"]["w2"]
+
+
+def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning, fit, run):
+    status, shown = fmlightning("evaluate", run, JUDGES, f"--weaker={run}")
+    assert status == 2
+    assert "does nothing at --guidance 1: add --guidance 1,2" in shown
+    digits = fit(
+        "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
+        name="digits",
+    )  # fmt: skip
+    for argv in (
+        ("evaluate", run, JUDGES, f"--weaker={digits}", "--guidance=2"),
+        ("sample", run, f"--guidance.weaker={digits}", "--guidance.scale=2"),
+    ):
+        status, shown = fmlightning(*argv)
+        assert status == 2
+        assert f"weaker {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
+
+
 LIKELIHOOD = """--judges=[{"class_path": "NegativeLogLikelihood", "init_args": {
     "size": 8, "batch_size": 8, "rtol": 1e-3, "atol": 1e-3, "within": 1e9, "divergence": "hutchinson"}}]"""
 
@@ -161,6 +215,8 @@ def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option)
         (("--solvers=heun",), "--solvers heun: choose from euler"),
         (("--solvers=rk4", "--nfe=3"), "pays for no step of rk4"),
         (("--guidance=2",), "needs a model with labels"),
+        (("--guidance.weaker=runs/a",), "a weaker run is --weaker RUN"),
+        (("--weaker=nowhere", "--guidance=2"), "nowhere is not a run directory"),
         (("--nfe=5,,6",), "--nfe"),
         (("--tolerances=-1", "--solvers=dopri5"), "rtol=-1"),
     ],
