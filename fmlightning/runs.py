@@ -316,13 +316,14 @@ def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> "Netwo
 
     Args:
         run: a run directory, a checkpoint in one, or what `fmlightning export` made of one.
-        ema: whether to take the averaged weights rather than the raw ones; an export has one kind, which is taken.
+        ema: whether to take the averaged weights rather than the raw ones; an export has one kind, which is taken,
+            but averaged ones are not taken for raw.
         allow: modules of your own that the run's config may name: they are imported, and so run.
 
     Raises:
         FileNotFoundError: no such run, or no checkpoint in it.
-        ValueError: the averaged weights were asked for and the run has none, or its config names a class of a module
-            that is not allowed.
+        ValueError: weights were asked for that it does not have, or its config names a class of a module that is not
+            allowed.
     """
     with allowing(allow):
         return load_flow(run, ema).field
@@ -363,7 +364,8 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     from fmlightning.training.checkpoints import require_same_layout
 
     config = Run.open(run).config
-    weights, flow = read_weights(run, ema)
+    weights, record = read_weights(run, ema)
+    flow = record["flow"]
     # whoever samples says whether to compile: it may take minutes
     model = instantiate_model({**config, "model": {**config["model"], "compile": False}})
     require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
@@ -411,17 +413,23 @@ def away_from(flow: TrainedFlow, weaker: str, ema: bool, option: str) -> Trained
 
 
 def read_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """The weights of a trained network, and what its samples are; arguments and errors as in `load`."""
+    """The weights of a trained network, and of what they are; arguments and errors as in `load`.
+
+    Returns:
+        the weights by name, and a record: `ema`, whether they are averaged; `step`, after how many; `flow`, what its
+        samples are.
+    """
     from fmlightning.training.checkpoints import read_checkpoint
 
     file = weights_file(run)
     if file.name == EXPORTED:
         from fmlightning.export import read_export
 
-        return read_export(file.parent)
+        return read_export(file.parent, ema)
     checkpoint = read_checkpoint(file)
     weights = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
-    return weights | (average(checkpoint, file) if ema else {}), checkpoint["flow"]
+    record = {"ema": ema, "step": checkpoint["global_step"], "flow": checkpoint["flow"]}
+    return weights | (average(checkpoint, file) if ema else {}), record
 
 
 def average(checkpoint: dict[str, Any], file: Path) -> dict[str, "Tensor"]:
