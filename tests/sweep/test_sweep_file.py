@@ -83,6 +83,8 @@ BAD = {
     "one value": ({"axes": {"a.b": 3}}, "axes.a.b: 3 is one value"),
     "value twice": ({"axes": {"a.b": [1, 2, 1]}}, "axes.a.b: 1 stands twice"),
     "label sets nothing": ({"axes": {"a": {"x": 3}}}, "axes.a.x: 3 must be a mapping of options"),
+    "label with a comma": ({"axes": {"a": {"x, y": {"b": 1}}}}, "axes.a: 'x, y' has a comma"),
+    "axis of seeds": ({"axes": {"seed": {"x": {"b": 1}}}}, "axes.seed: is the name of the seeds"),
     "label is yes": ({"axes": {"a": {True: {"b": 1}}}}, "axes.a: YAML reads a label as true"),
     "axes is a list": ({"axes": ["a.b"]}, "axes: ['a.b'] must be a mapping"),
     "empty seeds": ({"seeds": []}, "seeds: the list is empty"),
