@@ -190,7 +190,8 @@ def quality(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images in [-1, 1] as one array in [0, 1] for imshow, (H', W', 3), on a white grid."""
     images = ((images.float().cpu() + 1) / 2).clamp(0, 1).nan_to_num(nan=0.5)  # grey if it failed
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    # other numbers of channels than three have no colours: the first is shown
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     rows = -(-len(images) // columns)
     blank = images.new_ones(rows * columns - len(images), *images.shape[1:])
     images = torch.nn.functional.pad(torch.cat((images, blank)), (0, 1, 0, 1), value=1.0)

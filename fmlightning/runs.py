@@ -261,7 +261,7 @@ def is_run(path: Path) -> bool:
 def folders(root: Path) -> list[Path]:
     """Directories in one that may be runs or hold some, by name: not a run's own, and no way round in a circle."""
     inside = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
-    seen = (p for p in inside if not p.name.startswith(".") and p.name not in RUN_FILES)
+    seen = (p for p in inside if not p.name.startswith("."))
     return sorted(p for p in seen if is_run(p) or not p.is_symlink())
 
 

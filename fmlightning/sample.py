@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     device = pick_device(options.device)
     flow = as_asked(flow, options.precision, options.compile, device, size)
     x, nfe = draw(flow, guided(flow, options), solver, index, labels, options, data)
-    write(folder, flow, x, index, labels)
+    files = write(folder, flow, x, index, labels)
     if flow.paired and data is not None and x.ndim == 4:
         rows = index[:100] % len(data.held_out["x1"])
         x0, x1 = (data.held_out[name][rows] for name in ("x0", "x1"))
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
             f"warning: {len(failed)} samples could not be integrated and are NaN: {failed[:10].tolist()}"
         )
     print(
-        f"{options.n} samples: {folder / 'samples.npz'} and {folder / 'samples.png'}\n"
+        f"{options.n} samples: {' and '.join(map(str, files))}\n"
         f"{solver.method}, NFE {nfe} at batch size {size}"
     )
     return 0
@@ -257,13 +257,16 @@ def pick_device(name: str) -> torch.device:
         ) from error
 
 
-def write(folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Tensor | None) -> None:
-    """samples.npz, and samples.png where a sample can be seen."""
+def write(
+    folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Tensor | None
+) -> list[Path]:
+    """samples.npz, and samples.png where a sample can be seen; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"x": x.numpy(), "index": index.numpy()}
     if labels is not None:
         arrays["y"] = labels.numpy()
-    np.savez(folder / "samples.npz", **arrays)
+    numbers, seen = folder / "samples.npz", folder / "samples.png"
+    np.savez(numbers, **arrays)
     if x.ndim == 4:
         columns = flow.num_classes if 1 < flow.num_classes <= 20 else min(10, len(x))
         pixels = (tile(x[: 20 * columns], columns) * 255).round().astype(np.uint8)
@@ -271,6 +274,9 @@ def write(folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Ten
         picture = Image.fromarray(pixels)
         picture.resize(
             (pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST
-        ).save(folder / "samples.png")
+        ).save(seen)
     elif flow.event_shape == (2,):
-        plane(x).savefig(folder / "samples.png", dpi=130)
+        plane(x).savefig(seen, dpi=130)
+    else:
+        return [numbers]
+    return [numbers, seen]
