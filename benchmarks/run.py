@@ -23,15 +23,15 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 SCRIPTS: dict[str, tuple[int, str]] = {
-    "oracle": (120, ""),
+    "oracle": (120, "--repeats=15"),
     "likelihood": (180, ""),
     "objectives": (120, ""),
-    "sampling": (400, "--repeats=9"),
+    "sampling": (400, "--repeats=15"),
     "couplings": (300, ""),
-    "ot_cfm": (600, "--steps=250"),
+    "ot_cfm": (600, "--steps=250 --image_steps=5"),
     "loop": (600, ""),
-    "ema": (200, ""),
-    "naive": (300, "--repeats=11"),
+    "ema": (400, ""),
+    "naive": (300, ""),
     "images": (500, ""),
     "growth": (300, ""),
 }

@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] != "reproduce":  # hands it on to the command it starts
             modules, argv = split_allow(argv)
+            if not argv:
+                raise ValueError("--allow goes with a command: fmlightning --help lists them")
             with allowing(modules):
                 return run(argv[0], argv[1:])
         return run(argv[0], argv[1:])

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fmlightning.commands import Parser, choices
-from fmlightning.runs import Run
+from fmlightning.runs import Run, checkpoint_file
 
 DESCRIPTION = """Write an average of the weights of a run to a file, which `sample`, `evaluate`, `export` and
 --init_from take in place of RUN. Its width is chosen after training, from the snapshots that --ema.sigma_rel keeps, or
@@ -54,7 +54,7 @@ def written(options: Any) -> Path:
         raise ValueError(
             f"--out {path} is among the checkpoints that the run goes on from: name another folder"
         )
-    checkpoint, file = opened(options.run, run)
+    checkpoint, file = opened(options.run)
     if power:
         made = at_width(run.path, options.sigma_rel, options.step)
         write(path, checkpoint, name, made.weights, made.step)
@@ -82,11 +82,11 @@ def remedy(run: Path, step: int) -> str:
     return "take a width between those that were kept, or a later step"
 
 
-def opened(named: str, run: Run) -> tuple[dict[str, Any], Path]:
+def opened(named: str) -> tuple[dict[str, Any], Path]:
     """The checkpoint that was named, or the run's newest."""
     from fmlightning.training.checkpoints import read_checkpoint
 
-    file = Path(named) if Path(named).suffix == ".ckpt" else run.checkpoint()
+    file = checkpoint_file(named)
     return read_checkpoint(file), file
 
 
@@ -128,7 +128,7 @@ def listing(named: str) -> list[str]:
     from fmlightning.training.snapshots import snapshots
 
     run = Run.open(named)
-    checkpoint, file = opened(named, run)
+    checkpoint, file = opened(named)
     found = averages(checkpoint)
     lines = [f"{file}, step {checkpoint['global_step']}: {', '.join(found) or 'no average'}"]
     files = snapshots(run.path)

@@ -317,9 +317,10 @@ class FlowCLI(LightningCLI):
         if run.status == "finished" and self.resumes() and self.unchanged(run):
             raise AlreadyFinished(self.folder)
         if run.status == "finished" and not options.ckpt_path:
+            what = "this run already" if self.unchanged(run) else "another run, with other options"
             raise ValueError(
-                f"{self.folder} holds this run already, finished. To see it: fmlightning show {self.folder}. "
-                "To train it again and keep the old one beside it: add --rerun true"
+                f"{self.folder} holds {what}, finished. To see it: fmlightning show {self.folder}. "
+                "To train into another directory: --run_dir DIR. To keep the old one beside a new one: add --rerun true"
             )
         elif run.status != "new" and not self.resumes():
             raise ValueError(

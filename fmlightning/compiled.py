@@ -62,7 +62,8 @@ def as_asked(
         slow = slow_bf16(f"--precision {precision}", device.type, "fp32 is the default")
         if slow:
             say(slow)
-        flow = replace(flow, field=in_precision(flow.field, precision))
+        weaker = None if flow.weaker is None else in_precision(flow.weaker, precision)
+        flow = replace(flow, field=in_precision(flow.field, precision), weaker=weaker)
     if compile:
         say(str(compiled(flow, device, batch)))
     return flow

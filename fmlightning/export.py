@@ -65,18 +65,18 @@ def export(run: str | Path, out: Path, ema: bool = True) -> None:
 
     Raises:
         FileNotFoundError: there is no such run, or no checkpoint in it.
-        ValueError: the directory holds something, or the run has no averaged weights.
+        ValueError: the directory holds something, or the run has no such weights.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is not an empty directory: name a new one")
     opened = Run.open(run)
-    weights, flow = read_weights(run, ema)
+    weights, record = read_weights(run, ema)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        write(temporary, weights, {"ema": ema, "flow": flow})
+        write(temporary, weights, record)
         shutil.copy(opened.path / "config.yaml", temporary / "config.yaml")
-        (temporary / "README.md").write_text(readme(opened, out, flow, ema))
+        (temporary / "README.md").write_text(readme(opened, out, record))
         temporary.chmod(0o755)
         os.replace(temporary, out)
     finally:
@@ -91,11 +91,12 @@ def write(folder: Path, weights: dict[str, "Tensor"], record: dict[str, Any]) ->
     save_file(tensors, folder / EXPORTED, {"format": "pt", "fmlightning": json.dumps(record)})
 
 
-def read_export(folder: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """The weights of an exported network, and what its samples are.
+def read_export(folder: Path, ema: bool = True) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """The weights of an exported network, and their record as in `read_weights`.
 
     Raises:
-        ValueError: the file is damaged, or fmlightning did not write it.
+        ValueError: the file is damaged, or fmlightning did not write it; or raw weights are asked for and it has the
+            average.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,12 +112,18 @@ def read_export(folder: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
             f"{path} was not written by `fmlightning export`: its header does not say what samples are; read it "
             "with safetensors.torch.load_file"
         )
-    return weights, record["flow"]
+    if record.get("ema") and not ema:
+        raise ValueError(
+            f"{path} holds averaged weights and no raw ones: leave out ema=False, which is --ema false or "
+            "--init_ema false on the command line, or name the run that it was exported from"
+        )
+    return weights, record
 
 
-def readme(run: Run, out: Path, flow: dict[str, Any], ema: bool) -> str:
+def readme(run: Run, out: Path, record: dict[str, Any]) -> str:
     from fmlightning import __version__
 
+    flow = record["flow"]
     shape = flow["event_shape"]
     source = run.config["model"].get("source") or {}
     name = str(source.get("class_path", source)).rsplit(".", 1)[-1]
@@ -124,8 +131,8 @@ def readme(run: Run, out: Path, flow: dict[str, Any], ema: bool) -> str:
     return README.format(
         title=run.path.name,
         version=__version__,
-        step=run.manifest.get("end_step", "some"),
-        kind="averaged" if ema else "raw",
+        step=record.get("step", "some"),
+        kind="averaged" if record["ema"] else "raw",
         source="the x0 of its data" if flow.get("paired") else name,
         shape=tuple(shape),
         folder=out,

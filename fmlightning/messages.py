@@ -28,6 +28,7 @@ TYPES = {
     "<class 'str'>": "text",
     "<class 'bool'>": "true or false",
     "<class 'list'>": "a list such as [a, b]",
+    "<class 'tuple'>": "a list such as [a, b]",
     "<class 'dict'>": "a mapping such as {name: value}",
 }
 CLASS_ERRORS = (

@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from types import NoneType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 import torch
 from jsonargparse import Namespace, _actions, _typehints, set_parsing_settings
@@ -74,6 +74,7 @@ class FlowParser(LightningArgumentParser):
     def hint(self, message: str) -> str:
         """The message, with the known option that is closest to an unknown one."""
         marker = "nrecognized arguments:"
+        message = re.sub(r"(?<=[ ,])(fit|validate|test|predict)\.(?=\w)", "--", message)
         missing = re.match(r"the following arguments are required: ([^,\s]+)", message)
         if missing and not self.exit_on_error:  # the parser of a class
             return f"--{missing[1]}: must be given"
@@ -105,7 +106,8 @@ class FlowParser(LightningArgumentParser):
         kinds = [
             t for p in self.parsers() for a in p._actions if a.dest == option for t in classes(a)
         ]
-        found = {c for kind in kinds for c in subclasses(kind) if ours(c)} - {torch.optim.Optimizer}
+        found = {c for kind in kinds for c in subclasses(kind) if ours(c)}
+        found -= {torch.optim.Optimizer, torch.optim.SparseAdam}
         if Judge not in kinds:  # judges are modules, and no networks
             found = {c for c in found if not issubclass(c, Judge)}
         return sorted(c.__name__ for c in found)
@@ -134,7 +136,8 @@ def classes(action: Any) -> list[type]:
     """The classes that an option's type hint names."""
     parts = [getattr(action, "_typehint", None)]
     for part in parts:  # grows while it is walked
-        parts += part if isinstance(part, list) else get_args(part)
+        made = get_origin(part) is Callable  # what a function takes is no choice
+        parts += get_args(part)[-1:] if made else get_args(part)
     return [part for part in parts if isinstance(part, type) and part.__module__ != "builtins"]
 
 

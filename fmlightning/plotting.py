@@ -3,6 +3,7 @@
 Each function returns a matplotlib Figure, drawn without a display and without pyplot's global state.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,13 +164,15 @@ def quality(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """Scores against the number of evaluations: a panel for each score, a curve for each solver and guidance.
 
     Args:
-        records: with `label`, `nfe` and `metrics`; real samples' score `<name>_real` or `<name>_floor` is dashed.
+        records: with `label`, `nfe` and `metrics`, where a score may be missing; that of real samples,
+            `<name>_real` or `<name>_floor`, is dashed.
         names: the scores to draw.
     """
     figure = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for label in dict.fromkeys(r["label"] for r in records):
-            curve = sorted((r["nfe"], r["metrics"][name]) for r in records if r["label"] == label)
+            own = [r for r in records if r["label"] == label]
+            curve = sorted((r["nfe"], r["metrics"].get(name, math.nan)) for r in own)
             axis.plot(*zip(*curve, strict=True), "o-", markersize=4, linewidth=1.3, label=label)
         for suffix in ("_real", "_floor"):
             if f"{name}{suffix}" in records[0]["metrics"]:
@@ -187,7 +190,8 @@ def quality(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images in [-1, 1] as one array in [0, 1] for imshow, (H', W', 3), on a white grid."""
     images = ((images.float().cpu() + 1) / 2).clamp(0, 1).nan_to_num(nan=0.5)  # grey if it failed
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    # other numbers of channels than three have no colours: the first is shown
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     rows = -(-len(images) // columns)
     blank = images.new_ones(rows * columns - len(images), *images.shape[1:])
     images = torch.nn.functional.pad(torch.cat((images, blank)), (0, 1, 0, 1), value=1.0)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,10 +151,12 @@ class Run:
         """An existing run, by its directory or a checkpoint in it.
 
         Raises:
-            FileNotFoundError: there is no run at the path.
+            FileNotFoundError: there is no run, or no such checkpoint, at the path.
         """
         path = Path(path)
         if path.suffix == ".ckpt":
+            if not path.is_file():
+                raise absent(path)
             path = path.parent.parent
         if not (path / "config.yaml").is_file():
             known = sorted(str(run.path) for run in find(runs_root()))
@@ -259,7 +261,7 @@ def is_run(path: Path) -> bool:
 def folders(root: Path) -> list[Path]:
     """Directories in one that may be runs or hold some, by name: not a run's own, and no way round in a circle."""
     inside = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
-    seen = (p for p in inside if not p.name.startswith(".") and p.name not in RUN_FILES)
+    seen = (p for p in inside if not p.name.startswith("."))
     return sorted(p for p in seen if is_run(p) or not p.is_symlink())
 
 
@@ -279,6 +281,7 @@ class TrainedFlow:
         seed: of the run.
         paired: whether samples start from x0 of the data; `source` then has none until it is given.
         latent: whether a sample is a latent, which the run's data decodes.
+        weaker: the field that guidance pushes away from; None for the same network without its label.
     """
 
     field: "NetworkField"
@@ -292,13 +295,16 @@ class TrainedFlow:
     seed: int
     paired: bool = False
     latent: bool = False
+    weaker: "NetworkField | None" = None
 
     def guided(self, guidance: "Guidance") -> "TrainedField":
-        """The field under classifier-free guidance.
+        """The field under guidance, classifier-free or by the weaker one.
 
         Raises:
-            ValueError: the model was not trained for it.
+            ValueError: the model was not trained for it, or the weaker one on another path.
         """
+        if self.weaker is not None:
+            return guidance.auto(self.field, self.weaker)
         return guidance.free(self.field, self.num_classes if self.label_drop else 0)
 
 
@@ -310,16 +316,43 @@ def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> "Netwo
 
     Args:
         run: a run directory, a checkpoint in one, or what `fmlightning export` made of one.
-        ema: whether to take the averaged weights rather than the raw ones; an export has one kind, which is taken.
+        ema: whether to take the averaged weights rather than the raw ones; an export has one kind, which is taken,
+            but averaged ones are not taken for raw.
         allow: modules of your own that the run's config may name: they are imported, and so run.
 
     Raises:
         FileNotFoundError: no such run, or no checkpoint in it.
-        ValueError: the averaged weights were asked for and the run has none, or its config names a class of a module
-            that is not allowed.
+        ValueError: weights were asked for that it does not have, or its config names a class of a module that is not
+            allowed.
     """
     with allowing(allow):
         return load_flow(run, ema).field
+
+
+def checkpoint_file(named: str | Path) -> Path:
+    """The checkpoint that was named, or the newest of the run that was.
+
+    Raises:
+        FileNotFoundError: there is no such run or checkpoint.
+    """
+    run = Run.open(named)
+    return Path(named) if Path(named).suffix == ".ckpt" else run.checkpoint()
+
+
+def weights_file(named: str | Path) -> Path:
+    """The file of the weights that were named: those of an export, or a checkpoint as in `checkpoint_file`."""
+    exported = Path(named) / EXPORTED
+    return exported if exported.is_file() else checkpoint_file(named)
+
+
+def absent(checkpoint: Path) -> FileNotFoundError:
+    """What to say of a checkpoint that is not there: which ones are."""
+    run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
+    there = ", ".join(p.name for p in Run(run).checkpoints) or "none"
+    return FileNotFoundError(
+        f"{checkpoint}: there is no such checkpoint. The checkpoints of {run}: {there}; "
+        "name one of them, or the run for its newest"
+    )
 
 
 def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
@@ -331,7 +364,8 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     from fmlightning.training.checkpoints import require_same_layout
 
     config = Run.open(run).config
-    weights, flow = read_weights(run, ema)
+    weights, record = read_weights(run, ema)
+    flow = record["flow"]
     # whoever samples says whether to compile: it may take minutes
     model = instantiate_model({**config, "model": {**config["model"], "compile": False}})
     require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
@@ -354,19 +388,48 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     )
 
 
+def away_from(flow: TrainedFlow, weaker: str, ema: bool, option: str) -> TrainedFlow:
+    """The flow, to be guided away from a weaker run: autoguidance.
+
+    Args:
+        weaker: as in `load`.
+        ema: whether to take its averaged weights.
+        option: what named it on the command line.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: its samples have another shape or other classes.
+    """
+    other = load_flow(weaker, ema)
+    if other.event_shape != flow.event_shape:
+        raise ValueError(
+            f"{option} {weaker} makes samples of shape {other.event_shape}, and this run {flow.event_shape}"
+        )
+    if other.num_classes != flow.num_classes:
+        raise ValueError(
+            f"{option} {weaker} has {other.num_classes} classes, and this run {flow.num_classes}; name one with as many"
+        )
+    return replace(flow, weaker=other.field)
+
+
 def read_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """The weights of a trained network, and what its samples are; arguments and errors as in `load`."""
+    """The weights of a trained network, and of what they are; arguments and errors as in `load`.
+
+    Returns:
+        the weights by name, and a record: `ema`, whether they are averaged; `step`, after how many; `flow`, what its
+        samples are.
+    """
     from fmlightning.training.checkpoints import read_checkpoint
 
-    path = Path(run)
-    if (path / EXPORTED).is_file():
+    file = weights_file(run)
+    if file.name == EXPORTED:
         from fmlightning.export import read_export
 
-        return read_export(path)
-    file = path if path.suffix == ".ckpt" and path.is_file() else Run.open(path).checkpoint()
+        return read_export(file.parent, ema)
     checkpoint = read_checkpoint(file)
     weights = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
-    return weights | (average(checkpoint, file) if ema else {}), checkpoint["flow"]
+    record = {"ema": ema, "step": checkpoint["global_step"], "flow": checkpoint["flow"]}
+    return weights | (average(checkpoint, file) if ema else {}), record
 
 
 def average(checkpoint: dict[str, Any], file: Path) -> dict[str, "Tensor"]:

@@ -21,7 +21,7 @@ from fmlightning.flow.precision import Precision
 from fmlightning.flow.sampling import sample
 from fmlightning.parser import FlowParser
 from fmlightning.plotting import plane, restored, tile
-from fmlightning.runs import Run, TrainedFlow, load_flow
+from fmlightning.runs import Run, TrainedFlow, away_from, load_flow
 
 DESCRIPTION = """Generate samples from a trained run.
 
@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
     with quiet():
         flow = load_flow(options.run, ema=options.ema)
         data = data_of(flow, options)
+        require_use(flow, options)
+        if options.guidance.weaker:
+            flow = away_from(flow, options.guidance.weaker, options.ema, "--guidance.weaker")
     if flow.paired and data is not None:
         flow = replace(flow, source=data.starts)
     solver = override(flow.solver, options)
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> int:
     device = pick_device(options.device)
     flow = as_asked(flow, options.precision, options.compile, device, size)
     x, nfe = draw(flow, guided(flow, options), solver, index, labels, options, data)
-    write(folder, flow, x, index, labels)
+    files = write(folder, flow, x, index, labels)
     if flow.paired and data is not None and x.ndim == 4:
         rows = index[:100] % len(data.held_out["x1"])
         x0, x1 = (data.held_out[name][rows] for name in ("x0", "x1"))
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
             f"warning: {len(failed)} samples could not be integrated and are NaN: {failed[:10].tolist()}"
         )
     print(
-        f"{options.n} samples: {folder / 'samples.npz'} and {folder / 'samples.png'}\n"
+        f"{options.n} samples: {' and '.join(map(str, files))}\n"
         f"{solver.method}, NFE {nfe} at batch size {size}"
     )
     return 0
@@ -178,18 +181,21 @@ class Guide:
 
 def guided(flow: TrainedFlow, options: Any) -> TrainedField:
     """The field that samples follow."""
-    changes = {k: v for k, v in options.guidance.as_dict().items() if v is not None}
-    weaker = changes.pop("weaker", None)
+    given = options.guidance.as_dict().items()
+    changes = {k: v for k, v in given if v is not None and k != "weaker"}
     guidance: Guidance = replace(flow.guidance, **changes)
-    if weaker is None:
-        return flow.guided(guidance)
-    with quiet():
-        other = load_flow(weaker, ema=options.ema)
-    if other.event_shape != flow.event_shape:
-        raise ValueError(
-            f"--guidance.weaker {weaker} makes samples of shape {other.event_shape}, and this run {flow.event_shape}"
-        )
-    return guidance.auto(flow.field, other.field)
+    return flow.guided(guidance)
+
+
+def require_use(flow: TrainedFlow, options: Any) -> None:
+    """Refuse options that would do nothing, as the scale is 1 and was not said to be."""
+    if options.guidance.scale is not None or flow.guidance.scale != 1:
+        return
+    for name in ("weaker", "rescale", "interval"):
+        if value := getattr(options.guidance, name):
+            raise ValueError(
+                f"guidance.{name}={value} does nothing at guidance.scale=1: add --guidance.scale 2"
+            )
 
 
 def override(solver: ODESolver, options: Any) -> ODESolver:
@@ -251,13 +257,16 @@ def pick_device(name: str) -> torch.device:
         ) from error
 
 
-def write(folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Tensor | None) -> None:
-    """samples.npz, and samples.png where a sample can be seen."""
+def write(
+    folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Tensor | None
+) -> list[Path]:
+    """samples.npz, and samples.png where a sample can be seen; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"x": x.numpy(), "index": index.numpy()}
     if labels is not None:
         arrays["y"] = labels.numpy()
-    np.savez(folder / "samples.npz", **arrays)
+    numbers, seen = folder / "samples.npz", folder / "samples.png"
+    np.savez(numbers, **arrays)
     if x.ndim == 4:
         columns = flow.num_classes if 1 < flow.num_classes <= 20 else min(10, len(x))
         pixels = (tile(x[: 20 * columns], columns) * 255).round().astype(np.uint8)
@@ -265,6 +274,9 @@ def write(folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Ten
         picture = Image.fromarray(pixels)
         picture.resize(
             (pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST
-        ).save(folder / "samples.png")
+        ).save(seen)
     elif flow.event_shape == (2,):
-        plane(x).savefig(folder / "samples.png", dpi=130)
+        plane(x).savefig(seen, dpi=130)
+    else:
+        return [numbers]
+    return [numbers, seen]

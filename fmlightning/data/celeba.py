@@ -1,5 +1,6 @@
 """CelebA: faces, streamed by workers."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def celeba_sets(
 ) -> tuple[dict[str, Pictures], tuple[str, ...]]:
     """The published splits, and the classes of a label."""
     rows = table(folder / PARTITION)
-    part = torch.tensor([int(value) for _, value in rows])
-    labels, classes = celeba_labels(folder, label, [name for name, _ in rows])
-    everything = Files(str(folder / IMAGES), [name for name, _ in rows], labels, decoder)
+    what = "an image and its part: 0 for train, 1 for val, 2 for test"
+    part = torch.tensor([whole_number(folder / PARTITION, row, 1, what, range(3)) for row in rows])
+    labels, classes = celeba_labels(folder, label, [name for name, *_ in rows])
+    everything = Files(str(folder / IMAGES), [name for name, *_ in rows], labels, decoder)
     sets: dict[str, Pictures] = {}
     for number, name in enumerate(("train", "val", "test")):
         index = (part == number).nonzero().flatten()
@@ -100,19 +102,40 @@ def celeba_labels(
         return None, ()
     path = folder / label_file(label)
     if label == "identity":
-        values = {name: int(value) - 1 for name, value in table(path)}
+        what, people = "an image and the number of its person, from 1 on", range(1, sys.maxsize)
+        values = {row[0]: whole_number(path, row, 1, what, people) - 1 for row in table(path)}
         classes = tuple(str(n + 1) for n in range(max(values.values()) + 1))
     else:
+        rows = table(path, skip=2)
         known = path.read_text().splitlines()[1].split()
         if label not in known:
             raise ValueError(f"data.label={label}: CelebA has identity and {', '.join(known)}")
-        column = known.index(label)
-        values = {name: int(row[column]) > 0 for name, *row in table(path, skip=2)}
+        column = 1 + known.index(label)
+        what, signs = f"an image and 1 or -1 for each attribute, such as {label}", range(-1, 2, 2)
+        values = {row[0]: whole_number(path, row, column, what, signs) > 0 for row in rows}
         classes = (f"not {label}", label)
     unknown = [name for name in names if name not in values]
     if unknown:
         raise ValueError(f"{path} has no line for {unknown[0]}; fetch it again")
     return torch.tensor([values[name] for name in names], dtype=torch.int64), classes
+
+
+def whole_number(path: Path, row: list[str], column: int, what: str, known: range) -> int:
+    """A number in a line.
+
+    Args:
+        what: a line of the published table, in words.
+        known: what the number may be.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    value = row[column] if column < len(row) else ""
+    if not (value.removeprefix("-").isdecimal() and int(value) in known):
+        raise ValueError(
+            f"{path}: the line {' '.join(row)!r} is not that of the published table, which has {what}; fetch it again"
+        )
+    return int(value)
 
 
 def table(path: Path, skip: int = 0) -> list[list[str]]:

@@ -6,6 +6,7 @@ They lie where torchvision puts them: `MNIST/raw`, `FashionMNIST/raw`, `cifar-10
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,13 +178,13 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Bytes in the idx format: two zeros, type 8, the number of axes, their lengths, the values.
 
     Raises:
-        ValueError: the file is not of this format, not of this shape, or cut short.
+        ValueError: the file is not of this format, not of this shape, cut short, or empty.
     """
     file = idx_file(path)
     assert file is not None
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file} is damaged ({error}); fetch it again") from error
     axes = len(shape) + 1
     header = 4 * (axes + 1)
@@ -192,6 +193,10 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     if data[:4] != bytes((0, 0, 8, axes)) or not whole or sizes[1:] != shape:
         raise ValueError(
             f"{file} is no idx file of bytes of shape {('N', *shape)}, or is cut short; fetch it again"
+        )
+    if not sizes[0]:
+        raise ValueError(
+            f"{file} holds nothing: its header says 0 of shape {shape}; fetch it again"
         )
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).reshape(sizes)
 

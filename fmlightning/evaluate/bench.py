@@ -22,13 +22,14 @@ from fmlightning.data.order import Shard
 from fmlightning.evaluate.cells import Cell, cells
 from fmlightning.evaluate.reference import METHOD, Reference
 from fmlightning.flow.fields import TrainedField
+from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.sampling import sample
 from fmlightning.flow.solution import Solution, SolverError
 from fmlightning.metrics.judge import Judge
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
 from fmlightning.parser import FlowParser
-from fmlightning.runs import Run, TrainedFlow, load_flow
+from fmlightning.runs import Run, TrainedFlow, away_from, load_flow, weights_file
 from fmlightning.sample import pick_device
 from fmlightning.training.sealed import put_in_place
 
@@ -52,7 +53,8 @@ class Bench:
     identity: dict[str, Any]
     overwrite: bool
     reference: Reference | None = None
-    of_model: dict[bool, dict[str, float]] = field(default_factory=dict)
+    weaker: str | None = None
+    of_field: dict[tuple[bool, Guidance], dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, options: Any, shard: Shard) -> "Bench":
@@ -63,6 +65,8 @@ class Bench:
         for ema, loaded in flows.items():
             if loaded.paired:
                 flows[ema] = replace(loaded, source=data.starts)
+            if options.weaker:
+                flows[ema] = away_from(flows[ema], options.weaker, ema, "--weaker")
         flow = next(iter(flows.values()))
         wanted = cells(flow, options)
         asked = run.config.get("evaluation") or {}
@@ -81,7 +85,7 @@ class Bench:
         batch_size = options.batch_size or asked.get("batch_size") or 1024
         seed = flow.seed if options.seed is None else options.seed
         identity = {
-            "checkpoint": checkpoint_digest(options.run),
+            "checkpoint": weights_digest(options.run),
             "seed": seed,
             "batch_size": batch_size,
             "judges": named,
@@ -100,7 +104,7 @@ class Bench:
             identity["reference"] = f"{METHOD}, tol {options.reference:g}"
         return cls(
             flows, wanted, data, judges, run.path / "evaluations", shard, device, batch_size, seed, identity,
-            options.overwrite, reference,
+            options.overwrite, reference, weights_digest(options.weaker) if options.weaker else None,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
@@ -122,18 +126,24 @@ class Bench:
         ]
 
     def prepare(self) -> None:
-        """Show the judges the real samples, and the models to those that score them whatever the solver."""
+        """Show the judges the real samples."""
         for judge in self.judges:
             judge.to(self.device)
             judge.meet(self.data.seen)
-        law = getattr(self.data, "target", None)
-        for ema, flow in self.flows.items():
-            model, self.of_model[ema] = flow.field.to(self.device), {}
+
+    def without_samples(self, field: TrainedField, cell: Cell) -> dict[str, float]:
+        """What the judges of a field say of it whatever the solver, once for all cells that follow it."""
+        key = (cell.ema, cell.guidance)
+        found: dict[str, float] = {}
+        if key not in self.of_field:
+            law, source = getattr(self.data, "target", None), self.flows[cell.ema].source
             for judge in self.judges:
                 if not judge.num_samples:
-                    judge.look(model, flow.source, law, self.shard.rank, self.shard.world_size)
-                    self.of_model[ema] |= judge.compute()
+                    judge.look(field, source, law, self.shard.rank, self.shard.world_size)
+                    found |= judge.compute()
                     judge.reset()
+            self.of_field[key] = found
+        return self.of_field[key]
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Generate the samples of a cell and write down their scores, or why there are none."""
@@ -179,7 +189,7 @@ class Bench:
             for judge in judges:
                 mine = index < judge.num_samples
                 judge.update(x[mine], index[mine], None if y is None else y[mine])
-        metrics = dict(self.of_model[cell.ema])
+        metrics = dict(self.without_samples(field, cell))
         for judge in judges:
             metrics |= judge.compute()
         metrics |= straight.compute() | (error.compute() if self.reference else {})
@@ -231,6 +241,7 @@ class Bench:
             "budget": cell.budget,
             "guidance": asdict(cell.guidance),
             "label": cell.label,
+            **({"weaker": self.weaker} if cell.auto else {}),
         }
 
     def file(self, cell: Cell) -> Path:
@@ -267,7 +278,6 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list) else value
 
 
-def checkpoint_digest(run: str) -> str:
-    path = Path(run)
-    file = path if path.suffix == ".ckpt" else Run.open(path).checkpoint()
-    return sha256(file.read_bytes()).hexdigest()
+def weights_digest(run: str) -> str:
+    """A digest of the file that weights come from."""
+    return sha256(weights_file(run).read_bytes()).hexdigest()

@@ -13,11 +13,16 @@ from fmlightning.runs import TrainedFlow
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: a solver with its budget and grid, a guidance, and averaged weights or raw ones."""
+    """One combination: a solver with its budget and grid, a guidance, and averaged weights or raw ones.
+
+    Attributes:
+        auto: whether guidance is by a weaker run.
+    """
 
     solver: ODESolver
     guidance: Guidance
     ema: bool = True
+    auto: bool = False
 
     @property
     def budget(self) -> str:
@@ -28,7 +33,8 @@ class Cell:
     @property
     def label(self) -> str:
         """The curve this cell lies on."""
-        guided = "" if self.guidance.none else f", w = {self.guidance.scale:g}"
+        by = " by a weaker run" if self.auto else ""
+        guided = "" if self.guidance.none else f", w = {self.guidance.scale:g}{by}"
         return f"{self.solver.method}{self.on_grid}{guided}{'' if self.ema else ', raw weights'}"
 
     @property
@@ -50,14 +56,24 @@ def cells(flow: TrainedFlow, options: Any) -> list[Cell]:
     """All combinations, in the order of the table.
 
     Raises:
-        ValueError: a method is unknown, or no budget pays for a step of it.
+        ValueError: a method is unknown, or no budget pays for a step of it; a weaker run has no scale to act with.
     """
     scales = options.guidance or [flow.guidance.scale]
+    auto = flow.weaker is not None
+    if auto and all(w == 1 for w in scales):
+        raise ValueError(
+            f"--weaker {options.weaker} does nothing at --guidance 1: add --guidance 1,2"
+        )
     guidances = [replace(flow.guidance, scale=w) for w in scales]
     for guidance in guidances:
         flow.guided(guidance)  # refuses a model that was not trained for it
     solvers = [s for method in options.solvers for s in budgets(flow.solver, method, options)]
-    return [Cell(s, w, ema) for ema in options.ema for w in guidances for s in solvers]
+    return [
+        Cell(s, w, ema, auto and not w.none)
+        for ema in options.ema
+        for w in guidances
+        for s in solvers
+    ]
 
 
 def budgets(solver: ODESolver, method: str, options: Any) -> list[ODESolver]:

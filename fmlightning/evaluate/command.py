@@ -64,6 +64,10 @@ def parse(argv: list[str]) -> Any:
         "--guidance", type=FLOATS, default=None, help="Guidance scales; by default the run's own."
     )
     parser.add_argument(
+        "--weaker", type=str | None, default=None,
+        help="A run of the same path, trained less or smaller, that --guidance pushes away from: autoguidance.",
+    )  # fmt: skip
+    parser.add_argument(
         "--grids", type=Classes(), default=None,
         help="Where fixed steps stop: UniformGrid,EDMGrid or a list of classes; by default the run's own.",
     )  # fmt: skip
@@ -98,6 +102,12 @@ def parse(argv: list[str]) -> Any:
         "--compile", type=bool, default=False, help="Compile the network, and say what that brings."
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Compute all cells again.")
+    inner = next((word for word in argv if word.startswith("--guidance.")), None)
+    if inner:
+        raise ValueError(
+            f"unknown option {inner.split('=')[0]}: here --guidance takes scales, such as 1,2, and a weaker run is "
+            "--weaker RUN; the rest of guidance is the run's own"
+        )
     return parser.parse_args(argv)
 
 

@@ -13,6 +13,8 @@ from fmlightning.training.sealed import put_in_place
 
 ASIDE = ("_std", "_low", "_high", "_floor", "_real")
 """How scores end that stand beside others."""
+NOT_DRAWN = ("path_energy", "transport_cost", "straightness", "nll_difference")
+"""Scores that a figure has no panel for: of the path, or of the judge's own solver."""
 
 
 def show(folder: Path, records: list[dict[str, Any]]) -> None:
@@ -33,21 +35,26 @@ def show(folder: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
         if "error" in record:
             print(f"{record['label']}, {record['budget']}: {record['error']}")
-    if done:
-        quality(done, headline(done)).savefig(folder / "nfe.png", dpi=130)
-    print(f"written: {folder}/table.md, evaluations.json, nfe.png")
+    drawn = headline(done)
+    if drawn:
+        quality(done, drawn).savefig(folder / "nfe.png", dpi=130)
+    print(f"written: {folder}/table.md, evaluations.json{', nfe.png' if drawn else ''}")
+
+
+def names_of(records: list[dict[str, Any]]) -> list[str]:
+    """The scores that a record has, without their spreads; a likelihood that was no good is not in every one."""
+    names = (n for r in records for n in r["metrics"])
+    return [n for n in dict.fromkeys(names) if not n.endswith(ASIDE)]
 
 
 def headline(records: list[dict[str, Any]]) -> list[str]:
-    """The scores that differ between cells, without their spreads."""
-    names = [n for n in records[0]["metrics"] if not n.endswith(ASIDE)]
-    return [n for n in names if n not in ("path_energy", "transport_cost", "straightness")]
+    """The scores to draw."""
+    return [n for n in names_of(records) if n not in NOT_DRAWN]
 
 
 def table(records: list[dict[str, Any]]) -> list[list[str]]:
     """A header and a row for each cell."""
-    done = [r for r in records if "error" not in r]
-    names = [n for n in (done[0]["metrics"] if done else {}) if not n.endswith(ASIDE)]
+    names = names_of([r for r in records if "error" not in r])
     ways = {"grid": "grid", "averaged": "ema"}  # columns of what differs
     ways = {
         name: key
@@ -65,7 +72,7 @@ def table(records: list[dict[str, Any]]) -> list[list[str]]:
         if "error" in r:
             rows.append([*start, "-", scale, *("failed" for _ in names), "-"])
             continue
-        scores = [f"{r['metrics'][n]:.4g}" for n in names]
+        scores = [f"{r['metrics'][n]:.4g}" if n in r["metrics"] else "-" for n in names]
         rows.append([*start, str(r["nfe"]), scale, *scores, f"{1e3 * r['seconds_per_sample']:.3g}"])
     return rows
 

@@ -43,14 +43,12 @@ class Cells:
         all: the cells.
         axes: what they differ in, training first.
         confounders: training options that differ where all axes of a sweep are the same.
-        besides: training options that differ between cells of a sweep, and are none of its axes.
         order: values of axes, as they are to be listed.
     """
 
     all: tuple[Cell, ...]
     axes: tuple[str, ...]
     confounders: tuple[str, ...]
-    besides: tuple[str, ...]
     order: Mapping[str, Sequence[Value]]
 
     @property
@@ -150,10 +148,11 @@ def with_axes(bare: Sequence[Cell], found: Collection) -> Cells:
     named |= {axis: Labels.of(axis, evaluation) for axis in ways}
     cells = tuple(Cell(c.trained, c.record, values(c, named, found.axes)) for c in bare)
     if not found.axes:
-        return Cells(cells, (*odd, *ways), (), (), {})
+        return Cells(cells, (*odd, *ways), (), {})
     confounders = inside(cells, list(found.axes))
+    # what differs between two sweeps and is no axis of them is a row of its own, as it is between runs
     besides = [name for name in unnamed(found, odd) if name not in confounders]
-    return Cells(cells, (*plan, *ways), tuple(confounders), tuple(besides), found.axes)
+    return Cells(cells, (*plan, *besides, *ways), tuple(confounders), found.axes)
 
 
 def values(cell: Cell, named: Mapping[str, Labels], plan: Iterable[str]) -> Options:

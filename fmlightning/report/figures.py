@@ -123,7 +123,7 @@ def ticks(axis: "Axes", cells: Sequence[Cell]) -> None:
     middle = round(statistics.median(others)) if others else 0
     shown: list[int] = []
     for n in sorted([*costs, middle] if middle else costs):
-        if not shown or n > 1.25 * shown[-1]:  # else labels overlap: paths may differ by one
+        if not shown or n >= 1.25 * shown[-1]:  # else labels overlap: paths may differ by one
             shown.append(n)
     if len(shown) <= 8:
         axis.set_xticks(shown, [str(n) for n in shown])

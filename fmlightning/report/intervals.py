@@ -29,6 +29,9 @@ from dataclasses import dataclass
 LEVEL = 0.05
 """a of the intervals: 95 %."""
 
+ROUNDING = 1e-12
+"""Relative differences that are no spread: each seed says the same."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -44,7 +47,8 @@ class Estimate:
         mean = math.fsum(values) / n if all(map(math.isfinite, values)) else sum(values) / n
         if n < 2:
             return cls(mean, None, n)
-        return cls(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)), n)
+        std = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+        return cls(mean, 0.0 if std <= ROUNDING * abs(mean) else std, n)
 
     @property
     def half_width(self) -> float | None:
@@ -58,7 +62,7 @@ class Estimate:
         """(3), that the mean is 0; 1 for one value, and where a value is not finite."""
         if self.std is None or self.mean == 0 or not math.isfinite(self.mean):
             return 1.0
-        if self.std <= 1e-12 * abs(self.mean):  # rounding: each seed says the same
+        if self.std == 0:  # each seed says the same
             return 0.0
         return two_sided(abs(self.mean) * math.sqrt(self.n) / self.std, self.n - 1)
 

@@ -134,6 +134,8 @@ def sampling(content: dict[str, Any], nfe: float | None) -> Options:
     options["guidance"] = guidance.pop("scale", 1.0)
     if options["guidance"] != 1 or guidance.get("zero_until"):
         options |= dict(flat(guidance, "guidance"))
+    if content.get("weaker"):
+        options["guidance.weaker"] = str(content["weaker"])[:8]
     return options | {"judges": short(content.get("judges") or [])}
 
 

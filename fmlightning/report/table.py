@@ -150,9 +150,9 @@ def require_fair(cells: Cells, axes: Sequence[str]) -> None:
     Raises:
         ValueError: naming what else differs.
     """
-    left = [axis for axis in cells.axes if axis not in axes]
-    if cells.confounders or left:
-        named = "; ".join(f"{a} ({values_of(cells, a)})" for a in (*cells.confounders, *left)[:6])
+    left = [axis for axis in (*cells.confounders, *cells.axes) if axis not in axes]
+    if left:
+        named = "; ".join(f"{a} ({values_of(cells, a)})" for a in left[:6])
         compared = ", ".join(axes) or "the seed"
         raise ValueError(
             f"the runs differ in more than {compared}, so a comparison would be confounded: they differ in {named} "
@@ -210,8 +210,7 @@ def aliased(cells: Cells, axes: Sequence[str]) -> list[str]:
         ):  # each cell by the first that has its value: two axes that part them alike
             pattern = tuple(first[cell.values.get(axis, ABSENT)] for cell in cells.all)
             groups.setdefault(pattern, []).append(axis)
-    besides = [f"the cells differ in {name} too, which is no axis" for name in cells.besides]
-    return besides + [
+    return [
         f"{', '.join(group)} change together: no row tells them apart, so a difference is confounded"
         for group in groups.values()
         if len(group) > 1

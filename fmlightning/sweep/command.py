@@ -104,7 +104,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--seconds-per-step", type=seconds, metavar="S",
         help="for the cost, where no cell has finished yet",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    for name in ("cluster", "wait"):  # a forgotten --launcher would train here
+        if getattr(options, name) and options.launcher != "slurm":
+            parser.error(f"--{name} goes with --launcher slurm")
+    if options.export and (options.dry_run or options.launcher == "slurm"):
+        parser.error("--export writes a file and runs nothing: leave out --dry-run and --launcher")
+    return options
 
 
 def count(text: str) -> int:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fmlightning.config_files import check, read
+from fmlightning.report.axes import split
 from fmlightning.runs import NAME
 from fmlightning.sweep.samples import SAMPLING, sampled
 
@@ -184,6 +185,10 @@ def seeds_of(content: dict[str, Any]) -> tuple[int, ...]:
 def axis(name: str, values: Any) -> Axis:
     """An option with its values, or settings that move together with their labels."""
     place = f"axes.{name}"
+    if name == "seed":
+        raise ValueError(
+            f"{place}: is the name of the seeds: give them in seeds, or this axis another name"
+        )
     if not values or not isinstance(values, list | dict):
         words = "is empty" if isinstance(values, list | dict) else f"{values} is one value"
         raise ValueError(
@@ -209,6 +214,11 @@ def name_for(label: Any, place: str) -> str:
         raise ValueError(
             f"{place}: YAML reads a label as {str(label).lower()}, as which it takes yes, no, on, off and ~: "
             "put it in quotes"
+        )
+    if len(list(split(str(label)))) > 1:
+        raise ValueError(
+            f"{place}: {label!r} has a comma, with which lists of labels are written in --where and --baseline: "
+            "leave it out, or put it in brackets"
         )
     return str(label)
 
@@ -256,6 +266,11 @@ def exclusion(rule: Any) -> dict[str, list[Any]]:
 def evaluate_of(content: dict[str, Any]) -> dict[str, Any]:
     """The options of evaluate, each list with something in it."""
     found = content.get("evaluate") or {}
+    if "weaker" in found:
+        raise ValueError(
+            "evaluate.weaker: a sweep does not know when another run changes; leave it out, and call "
+            "fmlightning evaluate RUN --weaker OTHER for its runs"
+        )
     require_known(found, EVALUATE, "evaluate.")
     for key in LISTS:
         if key in found and not (isinstance(found[key], list) and found[key]):

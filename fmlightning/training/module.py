@@ -202,6 +202,10 @@ class FlowMatching(LightningModule):
         weights = list(self.network.parameters())
         if weights:  # an oracle has none, and can be validated all the same
             optimizer = self.optimizer(weights)
+            if isinstance(optimizer, torch.optim.SparseAdam):
+                raise ValueError(
+                    "model.optimizer=SparseAdam takes sparse gradients, and these are dense: take Adam or AdamW"
+                )
             if self.scheduler is not None:
                 self.scheduler(optimizer)
         self.source.check((1, *self.event_shape))

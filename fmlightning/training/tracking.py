@@ -159,8 +159,9 @@ def wandb_logger(
     if mode == "disabled":
         return None
     if mode == "offline":
+        why = "offline" if has_key() else "no account, so offline"
         rank_zero_only(print)(
-            f"W&B: no account, so offline in {folder}/wandb; to upload: wandb sync {folder}/wandb/offline-run-*"
+            f"W&B: {why} in {folder}/wandb; to upload: wandb sync {folder}/wandb/offline-run-*"
         )
     import wandb
 

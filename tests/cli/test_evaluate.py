@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fmlightning.cli import instantiate_data
+from fmlightning.evaluate.bench import instantiate_judges
+from fmlightning.evaluate.table import headline, table
+from fmlightning.flow.guidance import Guidance
 from fmlightning.metrics.transport import wasserstein2
+from fmlightning.plotting import quality
+from fmlightning.runs import Run, load_flow
 
 JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 SMALL = (
@@ -64,9 +70,6 @@ def test_it_scores_what_sample_makes(fmlightning, run, tmp_path):
         "sample", run, "--n=100", f"--out={out}", "--solver.method=midpoint", "--solver.num_steps=3"
     )
     assert status == 0, shown
-    from fmlightning.cli import instantiate_data
-    from fmlightning.runs import Run
-
     held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
     x = torch.from_numpy(np.load(out / "samples.npz")["x"])
     assert record["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
@@ -85,6 +88,101 @@ def test_guidance_is_an_axis(fmlightning, fit):
     assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
 
 
+def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
+    fmlightning, fit, run, tmp_path
+):
+    weaker = fit("toy/moons", *SMALL, "--trainer.max_steps=3", name="weaker")
+    options = ("--solvers=euler", "--nfe=4")
+    by = (*options, f"--weaker={weaker}", "--guidance=1,2")
+    (own,) = evaluated(fmlightning, run, *options)
+    alone, guided = evaluated(fmlightning, run, *by)
+    assert alone == own  # w = 1 is the run itself, and its cell is there already
+    assert [r["label"] for r in (alone, guided)] == ["euler", "euler, w = 2 by a weaker run"]
+    out = tmp_path / "samples"
+    status, shown = fmlightning(
+        "sample", run, "--n=100", f"--out={out}", "--solver.method=euler", "--solver.num_steps=4",
+        f"--guidance.weaker={weaker}", "--guidance.scale=2",
+    )  # fmt: skip
+    assert status == 0, shown
+    held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
+    x = torch.from_numpy(np.load(out / "samples.npz")["x"])
+    assert guided["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
+    assert guided["metrics"]["w2"] != pytest.approx(own["metrics"]["w2"], rel=1e-3)
+
+    times = {p: p.stat().st_mtime_ns for p in (run / "evaluations").glob("euler-*.json")}
+    assert evaluated(fmlightning, run, *by) == [alone, guided]
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    fit(
+        "toy/moons",
+        *SMALL,
+        "--trainer.max_steps=3",
+        "--seed_everything=1",
+        "--rerun=true",
+        name="weaker",
+    )
+    again = evaluated(fmlightning, run, *by)  # other weights under the same name
+    assert again[0] == alone
+    assert again[1]["metrics"]["w2"] != guided["metrics"]["w2"]
+
+
+def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning, fit, run):
+    status, shown = fmlightning("evaluate", run, JUDGES, f"--weaker={run}")
+    assert status == 2
+    assert "does nothing at --guidance 1: add --guidance 1,2" in shown
+    digits = fit(
+        "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
+        name="digits",
+    )  # fmt: skip
+    for argv in (
+        ("evaluate", run, JUDGES, f"--weaker={digits}", "--guidance=2"),
+        ("sample", run, f"--guidance.weaker={digits}", "--guidance.scale=2"),
+    ):
+        status, shown = fmlightning(*argv)
+        assert status == 2
+        assert f"weaker {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
+
+
+LIKELIHOOD = """--judges=[{"class_path": "NegativeLogLikelihood", "init_args": {
+    "size": 8, "batch_size": 8, "rtol": 1e-3, "atol": 1e-3, "within": 1e9, "divergence": "hutchinson"}}]"""
+
+
+def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
+    """w = 1 is the model itself, whose likelihood the run's own judges have; w = 3 follows another field."""
+    run = fit(
+        "images/digits", "--trainer.max_steps=30", "--model.network.channels=8", "--model.network.head_channels=8",
+        "--model.label_drop=0.2", "--model.optimizer.lr=0.01",
+    )  # fmt: skip
+    records = evaluated(
+        fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance=1,3"
+    )
+    found = {(r["nfe"], r["guidance"]["scale"]): r["metrics"]["nll"] for r in records}
+    assert found[1, 1] == found[2, 1]  # whatever the solver of the samples
+    assert found[1, 3] == found[2, 3]
+    assert abs(found[1, 1] - found[1, 3]) > 1e-2
+    judge = instantiate_judges([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
+    flow, data = load_flow(run), instantiate_data(Run.open(run).config)
+    data.setup("test")
+    judge.meet(data.seen)
+    for scale, field in ((1, flow.field), (3, flow.guided(Guidance(3.0)))):
+        judge.look(field, flow.source, None, 0, 1)
+        assert judge.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)
+        judge.reset()
+
+
+def test_a_score_that_a_cell_lacks_is_a_dash_and_the_tolerances_have_no_panel():
+    metrics = ({"nll_difference": 1e-3, "nll": 2.0, "w2": 1.0}, {"nll_difference": 3.0, "w2": 2.0})
+    records = [
+        {"method": "euler", "label": "euler", "budget": f"{n} steps", "nfe": n, "grid": "", "ema": True,
+         "guidance": {"scale": 1}, "seconds_per_sample": 1.0, "metrics": m}
+        for n, m in enumerate(metrics, 1)
+    ]  # fmt: skip
+    for order in (records, records[::-1]):
+        header, *rows = table(order)
+        assert {row[header.index("nll")] for row in rows} == {"2", "-"}
+        assert sorted(headline(order)) == ["nll", "w2"]
+        assert len(quality(order, headline(order)).axes) == 2
+
+
 def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightning, fit, tmp_path):
     run = fit(
         "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
@@ -97,11 +195,28 @@ def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightni
 
 
 @pytest.mark.parametrize(
+    "option", ["--guidance.weaker=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"]
+)
+def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option):
+    out = tmp_path / "out"
+    option = option.replace("RUN", str(run))
+    sample = ("sample", run, "--n=4", f"--out={out}", "--device=cpu", option)
+    status, shown = fmlightning(*sample)
+    assert status == 2
+    assert "does nothing at guidance.scale=1: add --guidance.scale 2" in shown
+    assert option.split("=")[0].removeprefix("--") in shown
+    assert not out.exists()
+    assert fmlightning(*sample, "--guidance.scale=1")[0] == 0  # said, and so meant
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--solvers=heun",), "--solvers heun: choose from euler"),
         (("--solvers=rk4", "--nfe=3"), "pays for no step of rk4"),
         (("--guidance=2",), "needs a model with labels"),
+        (("--guidance.weaker=runs/a",), "a weaker run is --weaker RUN"),
+        (("--weaker=nowhere", "--guidance=2"), "nowhere is not a run directory"),
         (("--nfe=5,,6",), "--nfe"),
         (("--tolerances=-1", "--solvers=dopri5"), "rtol=-1"),
     ],

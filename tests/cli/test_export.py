@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fmlightning as package
@@ -33,6 +34,39 @@ def test_an_export_gives_the_field_of_the_run_back(fmlightning, run, tmp_path, e
         assert torch.equal(value, state[name]), name
     assert package.__version__ in (out / "README.md").read_text()
     assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]  # fmt: skip
+
+
+@pytest.mark.parametrize("ema", [True, False], ids=["averaged", "raw"])
+def test_an_export_of_an_export_says_what_it_is(fmlightning, run, tmp_path, ema):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert fmlightning("export", run, "--out", once, "--ema", str(ema).lower())[0] == 0
+    status, shown = fmlightning("export", once, "--out", twice)
+    assert status == 0, shown
+    kind = "averaged" if ema else "raw"
+    for out in (once, twice):
+        with safe_open(out / "model.safetensors", framework="pt") as file:
+            record = json.loads(file.metadata()["fmlightning"])
+        assert (record["ema"], record["step"]) == (ema, 4)
+        assert f"for 4 steps ({kind} weights)" in " ".join((out / "README.md").read_text().split())
+    a, b = (load_file(out / "model.safetensors") for out in (once, twice))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_averaged_weights_are_not_given_for_raw_ones(fmlightning, run, repository, tmp_path):
+    averaged, raw, out = (tmp_path / name for name in ("averaged", "raw", "out"))
+    assert fmlightning("export", run, "--out", averaged)[0] == 0
+    assert fmlightning("export", run, "--out", raw, "--ema", "false")[0] == 0
+    config = ("--config", repository / "configs/toy/moons.yaml", "--wandb.mode=disabled")
+    for argv in (
+        ("export", averaged, "--out", out, "--ema", "false"),
+        ("sample", averaged, "--out", out, "--ema", "false"),
+        ("fit", *config, "--run_dir", out, "--init_from", averaged, "--init_ema", "false"),
+    ):
+        status, shown = fmlightning(*argv)
+        assert status == 2, shown
+        assert "holds averaged weights and no raw ones" in shown
+        assert not out.exists()
+    assert package.load(raw, ema=False)
 
 
 def test_the_averaged_and_the_raw_weights_differ(run):

@@ -289,3 +289,22 @@ def test_a_stopped_run_keeps_its_work_and_says_how_to_go_on(tmp_path, repository
     assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] >= 50
+
+
+@pytest.mark.parametrize("argv", [
+    ("export", "NAMED", "--out", "OUT"), ("sample", "NAMED", "--out", "OUT"), ("evaluate", "NAMED"), ("ema", "NAMED"),
+    ("fit", "--config", "configs/toy/moons.yaml", "--init_from", "NAMED", "--run_dir", "OUT", "--wandb.mode=disabled"),
+], ids=lambda argv: argv[0])  # fmt: skip
+def test_a_checkpoint_that_is_not_there_is_not_replaced_by_the_newest(
+    fit, fmlightning, repository, monkeypatch, tmp_path, argv
+):
+    monkeypatch.chdir(repository)
+    run, out = fit("toy/moons", *STEPS), tmp_path / "out"
+    named = run / "checkpoints" / "00000100.ckpt"  # there are others
+    words = {"NAMED": str(named), "OUT": str(out)}
+    status, shown = fmlightning(*(words.get(word, word) for word in argv))
+    assert status == 2, shown
+    assert f"{named}: there is no such checkpoint" in shown
+    assert f"{run}: last.ckpt" in shown
+    assert shown.count("error: ") == 1
+    assert not out.exists()

@@ -383,6 +383,27 @@ def test_celeba_says_what_is_missing_or_unknown(tmp_path, monkeypatch):
         CelebAData(label="Male", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "line", "published"),
+    [
+        ("list_eval_partition.txt", None, "image_id partition", "0 for train, 1 for val, 2 for test"),
+        ("list_eval_partition.txt", None, "000001.jpg 3", "0 for train, 1 for val, 2 for test"),
+        ("identity_CelebA.txt", "identity", "000001.jpg x", "the number of its person, from 1 on"),
+        ("identity_CelebA.txt", "identity", "000001.jpg 0", "the number of its person, from 1 on"),
+        ("list_attr_celeba.txt", "Male", "000001.jpg yes 1 1", "1 or -1 for each attribute"),
+    ],
+)  # fmt: skip
+def test_a_line_that_celeba_does_not_have_is_shown_with_its_file(
+    tmp_path, monkeypatch, name, label, line, published
+):
+    folder = write_celeba(tmp_path, monkeypatch)
+    lines = (folder / name).read_text().splitlines()
+    first = 2 if label == "Male" else 0
+    (folder / name).write_text("\n".join([*lines[:first], line, *lines[first + 1 :]]))
+    with pytest.raises(ValueError, match=f"{name}: the line '{line}' .*{published}"):
+        CelebAData(root=str(tmp_path), batch_size=2, label=label)
+
+
 # -- ImageNet ---------------------------------------------------------------------------------------------------
 
 

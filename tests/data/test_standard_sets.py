@@ -126,6 +126,21 @@ def test_compressed_idx_files_are_read_too_and_padded_if_asked(tmp_path):
     assert padded.long().sum() == raw.sets["test"].pixels.long().sum()  # the border is black
 
 
+def test_a_damaged_or_empty_idx_file_is_named(tmp_path):
+    folder = write_idx(tmp_path, "MNIST", compressed=True)
+    images = folder / "train-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    for at in (1, 12, len(whole) - 2):  # the magic number, the stream and the checksum
+        damaged = bytearray(whole)
+        damaged[at] ^= 255
+        images.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is damaged .*fetch it"):
+            MNISTData(root=str(tmp_path), batch_size=4)
+    images.write_bytes(gzip.compress(struct.pack(">IIII", 0x0803, 0, 28, 28)))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz holds nothing: .*fetch it"):
+        MNISTData(root=str(tmp_path), batch_size=4)
+
+
 @pytest.mark.parametrize(("kind", "data"), [("CIFAR10", CIFAR10Data), ("CIFAR100", CIFAR100Data)])
 def test_cifar_is_read_as_torchvision_reads_it(tmp_path, monkeypatch, kind, data):
     write_cifar(tmp_path, kind, monkeypatch)

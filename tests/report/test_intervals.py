@@ -48,6 +48,7 @@ def test_one_seed_has_no_interval_and_no_evidence():
 
 def test_differences_without_spread():
     assert Estimate.of([0.0, 0.0, 0.0]).p == 1.0
+    assert Estimate.of([0.2, 0.2, 0.2]).std == 0.0  # 3e-17 by the sum of squares
     assert Estimate.of([0.1, 0.1, 0.1]).p == 0.0
     # 0.1 + 0.2 - 0.3 and its like: equal up to rounding
     assert Estimate.of([0.3 - 0.1, 0.2, 0.4 - 0.2]).p == 0.0

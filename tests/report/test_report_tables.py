@@ -311,6 +311,40 @@ def test_runs_at_one_place_of_a_plan_that_differ_are_refused(tmp_path):
         tabulate(cells(tmp_path))
 
 
+def write_sweep(folder, path, steps, scores=(0.2, 0.3)):
+    """A sweep of one path, all of whose runs have another length."""
+    rows = [(f"{path}-s{k}", {"model.path": path}, k, "finished", "") for k in range(len(scores))]
+    for seed, w2 in enumerate(scores):
+        write_run(folder / f"{path}-s{seed}", seed, {"w2": w2}, path=path, trainer__max_steps=steps)
+    write_plan(folder, {"model.path": [path]}, rows)
+    return folder
+
+
+def test_what_sets_two_sweeps_apart_is_a_row_and_not_averaged(tmp_path):
+    """Else a difference of lengths would be taken for one of paths."""
+    sweeps = [
+        write_sweep(tmp_path / "a", "Linear", 100),
+        write_sweep(tmp_path / "b", "Trigonometric", 200),
+    ]
+    both = cells_of(collect(sweeps), FINAL, {})
+    assert set(tabulate(both).rows) == {"model.path", "trainer.max_steps"}
+    (note,) = aliased(both, tabulate(both).rows)
+    assert "change together" in note
+    assert "confounded" in note
+    with pytest.raises(ValueError, match=r"differ in trainer\.max_steps \(100, 200\) too"):
+        tabulate(both, rows=["model.path"])
+
+
+def test_two_sweeps_of_the_same_axes_are_compared_by_what_sets_them_apart(tmp_path):
+    sweeps = [
+        write_sweep(tmp_path / name, "Linear", steps) for name, steps in (("a", 100), ("b", 200))
+    ]
+    both = cells_of(collect(sweeps), FINAL, {})
+    with pytest.raises(ValueError, match=r"differ in trainer\.max_steps \(100, 200\) too"):
+        tabulate(both, rows=["model.path"])
+    assert tabulate(both, rows=["trainer.max_steps"]).keys == [(100,), (200,)]
+
+
 def test_the_runs_of_a_plan_are_found_where_it_was_moved_to(tmp_path):
     write_run(tmp_path / "old" / "a", 0, {"w2": 0.2})
     write_plan(
