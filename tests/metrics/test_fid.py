@@ -7,11 +7,13 @@ import torch
 import torch_fidelity
 from random_inception import pictures, random_inception
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from fmlightning.flow.levels import dequantise
 from fmlightning.metrics import features
 from fmlightning.metrics.features import Inception, inception_weights, verified
 from fmlightning.metrics.frechet import Frechet
+from fmlightning.metrics.gaussian import Gaussian, frechet_distance
 from fmlightning.metrics.inception_score import InceptionScore
 from fmlightning.metrics.kernel import KernelDistance
 from fmlightning.metrics.precision_recall import PrecisionRecall
@@ -99,7 +101,39 @@ def test_features_are_those_of_torch_fidelity(weights, generated):
     assert 0.3 < float(expected.std(0).mean()) < 3  # else equal features say little
     torch.testing.assert_close(found["features"], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(found["logits"], logits, rtol=0, atol=1e-4)
-    assert found["spatial"].shape == (4, 7 * 17 * 17)
+
+
+BELOW = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
+)  # fmt: skip
+"""What lies below mixed_6 of the published graph, which counts its eleven blocks from mixed and mixed_1 on."""
+
+
+@torch.no_grad()
+def spatial(network, images):
+    """The first 7 channels of mixed_6/conv, which in that graph is the name of the ReLU, layer by layer."""
+    x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), (299, 299), align_corners=False)
+    x = (x - 128) / 128
+    for name in BELOW:
+        x = getattr(network, name)(x)
+    branch = network.Mixed_6d.branch1x1
+    return branch.bn(branch.conv(x))[:, :7].relu().flatten(1)
+
+
+def test_spatial_features_and_the_sfid_are_those_of_the_published_layer(
+    weights, generated, reference, ours
+):
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights["weights"]).eval()
+    made, real = (spatial(theirs, images) for images in (generated, reference))
+    assert made.shape == (N, 7 * 17 * 17)
+    assert 0.2 < float((made > 0).float().mean()) < 0.8  # else it says little of the ReLU
+    network = Inception(verified(inception_weights(weights["weights"]), weights["sha256"]))
+    found = network.layers(generated, 256)["spatial"]
+    torch.testing.assert_close(found, made, rtol=0, atol=1e-4)
+    # float32 features, one batch of N and batches of four
+    expected = frechet_distance(Gaussian.of(real), Gaussian.of(made))
+    assert ours[f"sfid@{N}"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
