@@ -1,9 +1,6 @@
 """`fmlightning evaluate`: cells that are scored once, on the same noise."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -233,23 +230,6 @@ def test_budgets_are_looked_at_before_judges(fmlightning, run):
     status, shown = fmlightning("evaluate", run, "--nfe=0")
     assert status == 2
     assert "--nfe [0]" in shown
-
-
-@pytest.mark.slow
-def test_two_processes_say_the_same(fmlightning, run, repository):
-    options = ("--solvers=euler,dopri5", "--nfe=5", "--batch_size=30", JUDGES, "--device=cpu")
-    alone = evaluated(fmlightning, run, *options)
-    for cell in (run / "evaluations").iterdir():
-        cell.unlink()
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fmlightning",
-         "evaluate", str(run), *options],
-        check=True, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
-    )  # fmt: skip
-    together = json.loads((run / "evaluations" / "evaluations.json").read_text())
-    for a, b in zip(alone, together, strict=True):
-        assert a["nfe"] == b["nfe"]
-        assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-9)  # sums in another order
 
 
 def test_grids_and_weights_are_axes(fmlightning, run):
