@@ -35,7 +35,8 @@ class Projection(FeatureNetwork):
 
     def forward(self, images):
         self.images += len(images)
-        features = images.float().flatten(1) / 64 @ self.weight
+        # in float64, because a float32 product of fewer rows rounds otherwise on some processors
+        features = (images.double().flatten(1) / 64 @ self.weight.double()).float()
         return {"features": features, "logits": features}
 
 
