@@ -59,6 +59,15 @@ def test_it_is_the_command(start, tmp_path, monkeypatch):
     assert "ONLY_HERE" not in os.environ
 
 
+def test_each_has_its_own_environment(start):
+    """As slots have their own GPU; a server that runs already has that of the first."""
+    for slot in ("0", "1"):
+        child, log = start("0", SLOT=slot)
+        assert child.wait(60) == 0
+        last = [line for line in log.read_text().splitlines() if line.startswith("{")][-1]
+        assert json.loads(last)["env"]["SLOT"] == slot
+
+
 def test_it_can_be_told_to_end(start):
     child, log = start("0", "wait")
     end = time.monotonic() + 60
