@@ -4,8 +4,8 @@ With weights 1/n on both sides a plan of least cost is a permutation: the assign
 
     min over permutations i of   sum_j C[i_j, j]                                                   (1)
 
-Two solvers find it. scipy's adds one pair after the other by a shortest path, and is fast where a near point is
-much nearer than the rest, which is so in high dimension. POT's network simplex wins in few dimensions.
+Two solvers find it: scipy's, which adds one pair after the other by a shortest path, from prices that make the paths
+short, and POT's network simplex.
 
 Source: Crouse 2016, "On implementing 2D rectangular assignment algorithms"; Bonneel et al. 2011, "Displacement
 interpolation using Lagrangian mass transport".
@@ -31,13 +31,17 @@ from fmlightning.flow.couplings.coupling import (
     require_size,
     squared_distances,
 )
+from fmlightning.flow.couplings.prices import priced
 from fmlightning.flow.shapes import Points
 
 Exact = Literal["assignment", "simplex"]
 Method = Literal["fastest", "assignment", "simplex"]
 
-SIMPLEX_SIZE, SIMPLEX_DIMENSION = 256, 3
+SIMPLEX_SIZE, SIMPLEX_DIMENSION = 4096, 3
 """From so many points on and up to so many dimensions the simplex is the faster: `benchmarks/couplings.py`."""
+
+PRICED_SIZE = 192
+"""From so many points on the paths that prices save take longer than to find the prices."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,12 @@ def fastest(size: int, dimension: int) -> Exact:
 
 def assignment(cost: Matrix) -> Indices:
     """The permutation (1), by shortest augmenting paths."""
-    # what is the same in a row or a column changes no assignment, and without it the solver
-    # was measured 2 to 4 times faster in high dimension
-    cost = cost - cost.amin(1, keepdim=True)
-    cost = cost - cost.amin(0)
+    # what is the same in a row or a column changes no assignment
+    if len(cost) >= PRICED_SIZE:
+        cost = priced(cost)
+    else:
+        cost = cost - cost.amin(1, keepdim=True)
+        cost = cost - cost.amin(0)
     columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
     return columns.argsort().to(cost.device)
 
