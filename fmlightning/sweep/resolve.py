@@ -14,8 +14,10 @@ import torch
 
 from fmlightning.__main__ import is_users
 from fmlightning.allowed import allowing
+from fmlightning.callbacks.evaluation import check_judges
 from fmlightning.cli import FlowCLI, instantiate_data, instantiate_model, quiet
 from fmlightning.data.module import FlowData
+from fmlightning.evaluate.bench import instantiate_judges, plain
 from fmlightning.evaluate.cells import budgets
 from fmlightning.evaluate.command import parse
 from fmlightning.flow.ode import ODESolver
@@ -88,9 +90,9 @@ def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
             reading.parse_arguments(reading.parser, words)
             reading.resolve()
         config = reading.resolved
-        check_built(config)
+        data = check_built(config)
         if options is not None:
-            check_scored(config, options)
+            check_scored(config, options, data)
         yield {
             "max_steps": config["trainer"]["max_steps"],
             "judges": (config.get("evaluation") or {}).get("judges") or [],
@@ -98,8 +100,11 @@ def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
         }
 
 
-def check_built(config: dict[str, Any]) -> None:
+def check_built(config: dict[str, Any]) -> FlowData | None:
     """Refuse what the classes refuse, as `fit` would before training.
+
+    Returns:
+        The data, where their files are here.
 
     Raises:
         ValueError: an argument that has the right type and a wrong value, or two that do not suit each other.
@@ -109,13 +114,14 @@ def check_built(config: dict[str, Any]) -> None:
         with suppress(OSError):  # the files may be where the training will be
             data = instantiate_data(config)
         if is_large(config):
-            return
+            return data
         model = instantiate_model(config)
         with suppress(OSError):
             if data is not None:
                 model.check(data)
     except ValueError as error:
         raise ValueError(located(str(error), config, at_work(error))) from error
+    return data
 
 
 def is_large(config: dict[str, Any]) -> bool:
@@ -125,9 +131,10 @@ def is_large(config: dict[str, Any]) -> bool:
     return False
 
 
-def check_scored(config: dict[str, Any], options: Any) -> None:
+def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) -> None:
     """Refuse an evaluation that could only fail after training."""
-    if not (options.judges or (config.get("evaluation") or {}).get("judges")):
+    asked = plain(options.judges or (config.get("evaluation") or {}).get("judges") or [])
+    if not asked:
         raise ValueError(
             "evaluate: there is no judge: set evaluation.judges in the config, or evaluate.judges here"
         )
@@ -136,6 +143,12 @@ def check_scored(config: dict[str, Any], options: Any) -> None:
             f"evaluate.guidance: {options.guidance} needs a model that was trained without labels too: "
             "model.label_drop > 0"
         )
+    with suppress(OSError):
+        if data is not None:
+            try:
+                check_judges(instantiate_judges(asked), data)
+            except ValueError as error:
+                raise ValueError(f"evaluate: {error}") from error
 
 
 if __name__ == "__main__":

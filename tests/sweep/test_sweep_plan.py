@@ -80,6 +80,7 @@ def test_new_judges_of_a_trained_run_are_asked(planned, fmlightning):
     assert json.loads(work.score[-1].removeprefix("--judges="))[0]["init_args"]["size"] == 60
 
 
+GREEDY = {"class_path": "Wasserstein", "init_args": {"size": 5000}}
 BAD = {
     "no option": ({"axes": {"model.pth": ["Linear"]}}, "axes.model.pth: unknown option --model.pth; did you"),
     "no class": ({"axes": {"model.path": ["Linaer"]}}, "--model.path Linaer: no such class; did you mean Linear?"),
@@ -96,6 +97,7 @@ BAD = {
     "ema": ({"evaluate": {"ema": ["both"]}}, "evaluate: argument --ema: both must be true or false"),
     "guidance without labels": ({"evaluate": {"guidance": [1, 2]}}, "evaluate.guidance: [1.0, 2.0] needs a model"),
     "no judge": ({"set": {"evaluation.judges": []}, "evaluate": {"nfe": [4]}}, "evaluate: there is no judge"),
+    "too few samples": ({"evaluate": {"judges": [GREEDY]}}, "evaluate: evaluation.judges: Wasserstein needs subsets"),
 }  # fmt: skip
 
 
