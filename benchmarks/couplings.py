@@ -1,11 +1,12 @@
-"""What it takes to pair a batch: the two exact solvers side by side, and both against TorchCFM's.
+"""What it takes to pair a batch: the exact solvers side by side, and against TorchCFM's.
 
     benchmarks/.venv/bin/python benchmarks/couplings.py --out couplings.json
 
 Points in the plane are 8 Gaussians and two moons; images are Gaussian noise and uniform pixels, 3 x 32 x 32. Both sides
 of a comparison get the same points and must find plans of the same cost. Where `MinibatchOT` changes over from scipy's
-assignment to POT's network simplex is decided by these lines. Beside them: a potential's lookup instead of an
-assignment, blocks and pools for each batch of 256, and how the time grows with the number of points. Entropic plans
+assignment to POT's network simplex, and from when on it finds prices first, is decided by these lines. Beside them: a
+potential's lookup instead of an assignment, blocks and pools for each batch of 256, and how the time grows with the
+number of points. Entropic plans
 take a regularisation, which is another problem; their line states by how much their pairs are longer.
 """
 
@@ -18,11 +19,13 @@ from typing import Any, Literal
 
 import torch
 from ratios import require_equal_work, row
+from scipy.optimize import linear_sum_assignment
 from timing import by_turns, report, seconds, settings
 from torch import Tensor
 
-from fmlightning.flow.couplings import Entropic, MinibatchOT, Potential
+from fmlightning.flow.couplings import Entropic, MinibatchOT, Potential, squared_distances
 from fmlightning.flow.couplings.exact import fastest
+from fmlightning.flow.couplings.prices import priced, without_least
 from fmlightning.flow.keys import Key
 from fmlightning.flow.toys import EightGaussians, Moons
 
@@ -35,8 +38,10 @@ Batch = tuple[Tensor, Tensor]
 Law = Literal["plane", "images"]
 
 BATCHES = 4
+MANY = 4096
+"""Points whose pairing takes seconds: one batch and few pairs of times."""
 SIZES: dict[Law, tuple[int, ...]] = {
-    "plane": (64, 128, 256, 512, 1024),
+    "plane": (64, 128, 256, 512, 1024, 4096),
     "images": (64, 128, 256, 512),
 }
 DATA = 5000
@@ -44,17 +49,17 @@ DATA = 5000
 
 def batches(law: Law, size: int) -> list[Batch]:
     """Some batches, as solvers take longer for one than for another."""
-    generator = Key(size).fold(law).generator()
+    generator, count = Key(size).fold(law).generator(), BATCHES if size < MANY else 1
     if law == "plane":
         shape = (size, 2)
         return [
             (EightGaussians().sample(shape, generator), Moons().sample(shape, generator))
-            for _ in range(BATCHES)
+            for _ in range(count)
         ]
     shape = (size, 3072)
     return [
         (torch.randn(shape, generator=generator), 2 * torch.rand(shape, generator=generator) - 1)
-        for _ in range(BATCHES)
+        for _ in range(count)
     ]
 
 
@@ -69,7 +74,7 @@ def mean_cost(x0: Tensor, x1: Tensor) -> float:
     return float((x0.double() - x1.double()).square().sum(1).mean())
 
 
-def in_turn(pair: Callable[[Batch], Any], of: list[Batch]) -> Callable[[], Any]:
+def in_turn(pair: Callable[[Any], Any], of: list[Any]) -> Callable[[], Any]:
     """A call that takes the next batch."""
     rest = cycle(of)
     return lambda: pair(next(rest))
@@ -85,9 +90,29 @@ def of_solvers(law: Law, size: int, repeats: int) -> dict[str, Any]:
         first, second = ({"cost": mean_cost(*paired(c, batch))} for c in (mine, its))
         require_equal_work(first, second, rtol=1e-6)
     pairs = by_turns(
-        in_turn(partial(paired, mine), found), in_turn(partial(paired, its), found), repeats
+        in_turn(partial(paired, mine), found),
+        in_turn(partial(paired, its), found),
+        repeats if size < MANY else min(repeats, 7),
     )
     return row(f"pairs of {size}, {law}: {ours}", other, pairs)
+
+
+def of_prices(law: Law, size: int, repeats: int) -> dict[str, Any]:
+    """scipy's assignment from prices, against what it takes without."""
+    costs = [squared_distances(*batch) for batch in batches(law, size)]
+
+    def without(cost: Tensor) -> Tensor:
+        reduced, _ = without_least(cost)
+        return torch.from_numpy(linear_sum_assignment(reduced.numpy())[1])
+
+    def with_prices(cost: Tensor) -> Tensor:
+        return torch.from_numpy(linear_sum_assignment(priced(cost).numpy())[1])
+
+    for cost in costs:
+        if not torch.equal(without(cost), with_prices(cost)):
+            raise ValueError("the two assignments differ")
+    pairs = by_turns(in_turn(with_prices, costs), in_turn(without, costs), repeats)
+    return row(f"pairs of {size}, {law}: from prices", "from none", pairs)
 
 
 def of_torchcfm(law: Law, size: int, repeats: int) -> dict[str, Any]:
@@ -165,14 +190,16 @@ def main() -> None:
     flags = settings(__doc__ or "", repeats=15)
     cells = [(law, size) for law, sizes in SIZES.items() for size in sizes]
     solvers = [of_solvers(law, size, flags.repeats) for law, size in cells]
-    peers = [of_torchcfm(law, size, flags.repeats) for law, size in cells] if OTPlanSampler else []
+    prices = [of_prices(law, size, flags.repeats) for law, size in cells if 128 <= size <= 512]
+    few = [(law, size) for law, size in cells if size < MANY]
+    peers = [of_torchcfm(law, size, flags.repeats) for law, size in few] if OTPlanSampler else []
     others = [of_lookup(flags.repeats), of_entropic(flags.repeats)]
     exponents = growth(solvers)
     for law, exponent in exponents.items():
         print(f"time of pairs ~ size^{exponent:.2f} ({law})")
     report(
         {
-            "rows": [*solvers, *peers, *others],
+            "rows": [*solvers, *prices, *peers, *others],
             "exponents": exponents,
             "pools": of_pools(max(1, flags.repeats // 5)),
         },
