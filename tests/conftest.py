@@ -33,6 +33,13 @@ def wandb_of_ones_own() -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_processes_beside() -> None:
+    """A process started by a test meets no others by what a test before it left in the environment."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
 def runs_below_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs go to a temporary folder, and W&B keeps its own files there too."""
     root = tmp_path / "runs"
