@@ -150,6 +150,8 @@ class Stretches:
         loop, begin = self.loop, time.monotonic()
         self.weights = self.plain_weights()
         self.module._current_fx_name = "training_step"
+        # Lightning counts the logged steps one short after it went on from the end of an epoch
+        loop._batches_that_stepped = loop.global_step
         for _ in range(length):
             self.batch(fetcher)
             if self.trainer.should_stop:  # so says a hook that takes part in every step

@@ -81,13 +81,31 @@ def test_a_stopped_and_resumed_run_ends_like_one_that_was_not(fit, config, step)
     assert identical(final_state(whole), final_state(resumed))
 
 
-def test_a_resumed_run_has_every_row_of_metrics_once(fit):
-    whole = fit(*TOY, "--trainer.log_every_n_steps=2", name="whole")
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("step", [7, 10], ids=["within an epoch", "at its end"])
+def test_a_resumed_run_has_every_row_of_metrics_once(fit, step, every):
+    options = (*TOY, f"--trainer.log_every_n_steps={every}")
+    whole = fit(*options, name="whole")
     part = fit(
-        *TOY, "--trainer.log_every_n_steps=2", "--checkpoints.every_n_train_steps=7",
-        "--checkpoints.save_top_k=-1", name="part",
+        *options, f"--checkpoints.every_n_train_steps={step}", "--checkpoints.save_top_k=-1",
+        name="part",
     )  # fmt: skip
-    kept = part / "checkpoints" / "00000007.ckpt"
-    fit(*TOY, "--trainer.log_every_n_steps=2", f"--ckpt_path={kept}", name="part")
+    kept = part / "checkpoints" / f"{step:08d}.ckpt"
+    fit(*options, f"--ckpt_path={kept}", name="part")
     rows = [list(csv.DictReader((run / "metrics.csv").open())) for run in (whole, part)]
     assert rows[0] == rows[1]
+
+
+def test_a_run_that_goes_on_from_each_end_of_an_epoch_has_the_same_rows(fit):
+    options = (
+        "toy/moons", "--trainer.max_steps=-1", "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1",
+        "--trainer.val_check_interval=1.0", "--data.steps_per_epoch=4", "--trainer.log_every_n_steps=1",
+        "--checkpoints.every_n_train_steps=null", "--checkpoints.every_n_epochs=1", "--checkpoints.save_top_k=-1",
+    )  # fmt: skip
+    whole = fit(*options, name="whole")
+    rows = list(csv.DictReader((whole / "metrics.csv").open()))
+    for step in (4, 8):
+        kept = whole / "checkpoints" / f"{step:08d}.ckpt"
+        resumed = fit(*options, f"--ckpt_path={kept}", name=f"from{step}")
+        there = list(csv.DictReader((resumed / "metrics.csv").open()))
+        assert there == [row for row in rows if int(row["step"]) >= step]
