@@ -93,7 +93,7 @@ class FlowMatching(LightningModule):
         guidance: Guidance = Guidance(),  # noqa: B008
         compile: bool = False,
         channels_last: bool = False,
-        ahead: int = 2,
+        ahead: int = 3,
         seed: int = 0,
     ) -> None:
         super().__init__()
