@@ -116,7 +116,7 @@ LOG_EVERY, SAVE_EVERY = 50, 250
 
 CASES = {
     "points": Case("toy/moons", points, 1000, 15, 5e-3, 0.999, 0.74),
-    "images": Case("images/digits", images, 150, 9, 2e-3, 0.99, 0.98),
+    "images": Case("images/digits", images, 200, 9, 2e-3, 0.99, 0.98),
 }
 COMMON = (
     "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.judges=[]",

@@ -26,14 +26,14 @@ SCRIPTS: dict[str, tuple[int, str]] = {
     "oracle": (120, "--repeats=15"),
     "likelihood": (180, ""),
     "objectives": (120, ""),
-    "sampling": (400, "--repeats=15"),
-    "couplings": (300, ""),
+    "sampling": (400, "--repeats=41"),
+    "couplings": (400, "--repeats=11"),
     "ot_cfm": (600, "--steps=250 --image_steps=5"),
     "loop": (600, ""),
     "ema": (400, ""),
     "naive": (300, ""),
-    "images": (500, ""),
-    "growth": (300, ""),
+    "images": (400, "--repeats=11 --fit_steps=8"),
+    "growth": (240, "--repeats=3"),
 }
 """Seconds that a benchmark may take at most, about twice what it takes on two quiet cores, and its flags."""
 
@@ -97,11 +97,13 @@ def main() -> int:
         task = progress.add_task("", total=len(names))
         for name in names:
             progress.update(task, description=name)
+            since = time.monotonic()
             if problem := measured(name, chosen.quick, folder):
                 wrong.append(problem)
                 progress.console.print(problem)
             else:
                 done.append(name)
+                progress.console.print(f"{name}: {time.monotonic() - since:.0f} s")
             progress.advance(task)
     found = results(folder)
     show({name: found[name] for name in done})
