@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # before torch is imported: two test processes share two cores
@@ -37,6 +37,15 @@ def no_processes_beside() -> None:
     """A process started by a test meets no others by what a test before it left in the environment."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def no_modules_left(tmp_path: Path) -> Iterator[None]:
+    """A module that a test writes is not what the next test finds under its name."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
