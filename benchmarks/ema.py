@@ -5,7 +5,7 @@
 Ours is the callback as a run calls it, with one decay, and with two decays and two power-function averages at once. The
 others are the formulas of TorchCFM's examples and of Lightning's EMAWeightAveraging, without the callbacks around them.
 All start from the same weights, take the same updates, and have to agree to 1e-6. A step is forward, backward and fused
-AdamW of one batch; of the U-Net a batch of 32, where its papers train with 128, and the larger the smaller the share.
+AdamW of one batch; of the U-Net a batch of 8, where its papers train with 128, and the larger the smaller the share.
 """
 
 import copy
@@ -51,7 +51,7 @@ def unet() -> UNet:
 
 CASES = {
     "MLP 4x64": Case(lambda: TimeMLP(dim=2, width=64, depth=4), (256, 2), 200, 20),
-    "U-Net 36M": Case(unet, (32, 3, 32, 32), 2, 1),
+    "U-Net 36M": Case(unet, (8, 3, 32, 32), 2, 1),
 }
 
 

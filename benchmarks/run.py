@@ -28,11 +28,11 @@ SCRIPTS: dict[str, tuple[int, str]] = {
     "objectives": (120, ""),
     "sampling": (400, "--repeats=41"),
     "couplings": (400, "--repeats=11"),
-    "ot_cfm": (600, "--steps=250 --image_steps=5"),
+    "ot_cfm": (600, "--steps=250 --image_steps=6 --image_repeats=9"),
     "loop": (600, ""),
     "ema": (400, ""),
     "naive": (300, ""),
-    "images": (400, "--repeats=11 --fit_steps=8"),
+    "images": (400, "--repeats=9 --fit_steps=6"),
     "growth": (240, "--repeats=3"),
 }
 """Seconds that a benchmark may take at most, about twice what it takes on two quiet cores, and its flags."""
