@@ -16,12 +16,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.optim import Optimizer
 
 Action = Literal["stop", "skip"]
 
 READ_EVERY = 50
 """Steps after which the verdicts are read at the latest."""
+
+FEW = 1_000_000
+"""Numbers that a CPU copies into one row faster than it looks at each of a network's tensors."""
 
 SCALER_PATIENCE = 40
 """Overflows in a row that are a scaler's own business: 2^-40 of its first scale leaves nothing to halve."""
@@ -54,7 +58,7 @@ class NonFinite(Callback):
         self.in_a_row = 0
         self.taken: bool | Tensor = True
         self.losses: list[Tensor] = []
-        self.step: int | None = None
+        self.step = 0
         self.norm: Tensor | None = None
         self.pending: list[tuple[int, Tensor]] = []
 
@@ -77,15 +81,9 @@ class NonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        found = gradients(optimizer)
-        self.step, self.norm = trainer.global_step, None
-        if found and not reads_at_once(found[0]):
-            self.norm = gradient_norm(found)
-            self.taken = self.norm.isfinite()
-        else:
-            self.taken = all_finite(found)
-            if not self.taken:
-                self.norm = gradient_norm(found)
+        self.step, self.norm = trainer.global_step, gradient_norm(optimizer)
+        finite = self.norm.isfinite()
+        self.taken = bool(finite) if reads_at_once(finite) else finite
         if scaler(trainer) is not None:
             return  # it sees the same gradients, and does not take the step
         if self.action == "skip" and not fused(optimizer):
@@ -99,15 +97,15 @@ class NonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
     ) -> None:
         self.losses.append(outputs["loss"])
-        if self.step is None:  # gradients are still accumulating
+        if self.norm is None:  # gradients are still accumulating
             return
-        step, self.step = self.step, None
+        norm, self.norm = self.norm, None
         losses, self.losses = self.losses, []
-        if self.norm is None:  # a verdict that is known at once, and good, leaves nothing to read
+        if self.taken is True:  # a verdict that is known at once leaves nothing to read
             self.in_a_row = 0
             return
         loss = torch.stack(losses).sum()
-        self.pending.append((step, torch.stack((loss.float(), self.norm.to(loss.device).float()))))
+        self.pending.append((self.step, torch.stack((loss.float(), norm.to(loss.device).float()))))
         if self.taken is False or len(self.pending) >= READ_EVERY or logs(trainer):
             self.read()
 
@@ -213,22 +211,18 @@ def taken(trainer: Trainer) -> bool | Tensor:
     return True if found is None else found.taken
 
 
-def gradients(optimizer: Optimizer) -> list[Tensor]:
-    return [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """The Euclidean norm of all gradients, in float32 at least.
 
-
-def all_finite(found: list[Tensor]) -> bool:
-    """Whether all gradients are, on the CPU: a tenth of the time of their norms, which small networks feel."""
-    bad, one = torch.zeros(()), torch.ones(())
-    torch._amp_foreach_non_finite_check_and_unscale_(
-        found, bad, one
-    )  # what it is named for, times one
-    return not bad.item()
-
-
-def gradient_norm(found: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients, in float32 at least: infinite from 1e19 on."""
+    Of numbers whose squares leave that range it is infinite, as the moments of Adam would be.
+    """
+    weights = (p for group in optimizer.param_groups for p in group["params"])
+    found = [gradient for p in weights if (gradient := p.grad) is not None]
+    if not found:
+        return torch.zeros(())
     dtype = torch.promote_types(found[0].dtype, torch.float32)
+    if reads_at_once(found[0]) and sum(g.numel() for g in found) <= FEW:
+        return torch.linalg.vector_norm(_flatten_dense_tensors(found), dtype=dtype)
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found, 2, dtype)))
 
 

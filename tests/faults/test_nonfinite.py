@@ -14,6 +14,7 @@ import torch
 import fmlightning.training.nonfinite as nonfinite
 from fmlightning.callbacks.sampling import Samples
 from fmlightning.data.toy import ToyData
+from fmlightning.flow.keys import Key
 from fmlightning.training.module import FlowMatching
 
 QUICK = (
@@ -372,3 +373,32 @@ def test_on_a_gpu(train, spoil, precision):
     skipping_leaves_no_trace(
         train, spoil, nan_loss, f"--trainer.precision={precision}", "--trainer.accelerator=cuda"
     )
+
+
+@pytest.mark.parametrize("few", [0, 1_000_000], ids=["tensor by tensor", "in one row"])
+@pytest.mark.parametrize(
+    "dtypes", [("float32",) * 2, ("float64", "float32"), ("bfloat16",) * 2], ids=str
+)
+def test_the_norm_is_that_of_all_gradients(monkeypatch, few, dtypes):
+    monkeypatch.setattr(nonfinite, "FEW", few)
+    generator = Key(0).generator()
+    weights = [torch.nn.Parameter(torch.zeros(3, 5, dtype=getattr(torch, d))) for d in dtypes]
+    unused = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([{"params": [weights[0], unused]}, {"params": weights[1:]}])
+    assert nonfinite.gradient_norm(optimizer) == 0
+    for w in weights:
+        w.grad = torch.randn(5, 3, generator=generator).to(w.dtype).T
+    exact = torch.cat([w.grad.double().flatten() for w in weights]).norm()
+    # sums of 30 squares in float32, each rounded to 6e-8
+    torch.testing.assert_close(nonfinite.gradient_norm(optimizer).double(), exact, rtol=1e-6, atol=0)  # fmt: skip
+    for bad in (math.nan, math.inf):
+        weights[1].grad[2, 1] = bad
+        assert not nonfinite.gradient_norm(optimizer).isfinite()
+
+
+@pytest.mark.parametrize("few", [0, 1_000_000], ids=["tensor by tensor", "in one row"])
+def test_a_gradient_whose_square_is_infinite_would_stop_adam_for_good(monkeypatch, few):
+    monkeypatch.setattr(nonfinite, "FEW", few)
+    weight = torch.nn.Parameter(torch.zeros(4))
+    weight.grad = torch.full((4,), 1e20)
+    assert not nonfinite.gradient_norm(torch.optim.SGD([weight])).isfinite()
