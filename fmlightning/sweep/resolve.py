@@ -143,10 +143,13 @@ def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) ->
             f"evaluate.guidance: {options.guidance} needs a model that was trained without labels too: "
             "model.label_drop > 0"
         )
+    judges = []
+    with suppress(ValueError):  # the weights they need may be where the scoring will be
+        judges = instantiate_judges(asked)
     with suppress(OSError):
         if data is not None:
             try:
-                check_judges(instantiate_judges(asked), data)
+                check_judges(judges, data)
             except ValueError as error:
                 raise ValueError(f"evaluate: {error}") from error
 
