@@ -31,7 +31,7 @@ from fmlightning.flow.couplings.coupling import (
     require_size,
     squared_distances,
 )
-from fmlightning.flow.couplings.prices import priced
+from fmlightning.flow.couplings.prices import priced, without_least
 from fmlightning.flow.shapes import Points
 
 Exact = Literal["assignment", "simplex"]
@@ -110,12 +110,8 @@ def fastest(size: int, dimension: int) -> Exact:
 def assignment(cost: Matrix) -> Indices:
     """The permutation (1), by shortest augmenting paths."""
     # what is the same in a row or a column changes no assignment
-    if len(cost) >= PRICED_SIZE:
-        cost = priced(cost)
-    else:
-        cost = cost - cost.amin(1, keepdim=True)
-        cost = cost - cost.amin(0)
-    columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+    reduced = priced(cost) if len(cost) >= PRICED_SIZE else without_least(cost)[0]
+    columns = torch.from_numpy(linear_sum_assignment(reduced.cpu().numpy())[1])
     return columns.argsort().to(cost.device)
 
 
