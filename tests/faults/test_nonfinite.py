@@ -384,7 +384,7 @@ def test_the_norm_is_that_of_all_gradients(monkeypatch, few, dtypes):
     generator = Key(0).generator()
     weights = [torch.nn.Parameter(torch.zeros(3, 5, dtype=getattr(torch, d))) for d in dtypes]
     unused = torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([{"params": [weights[0], unused]}, {"params": weights[1:]}])
+    optimizer = torch.optim.SGD([{"params": [unused, weights[0]]}, {"params": weights[1:]}])
     assert nonfinite.gradient_norm(optimizer) == 0
     for w in weights:
         w.grad = torch.randn(5, 3, generator=generator).to(w.dtype).T
