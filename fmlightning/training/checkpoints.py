@@ -7,6 +7,7 @@ repeats every step after n, and none before.
 The files themselves are those of `sealed.py`: whole or not there, with a checksum that is read first.
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -58,6 +59,12 @@ class SealedFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def copy_checkpoint(path: Path, to: Path) -> None:
+    """Write a checkpoint under a second name: bytes of its own, so that no damage of one touches the other."""
+    with path.open("rb") as file, naming(to), put_in_place(to) as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -290,11 +297,15 @@ class Checkpoints(Checkpoint):
         self.kept = trainer.strategy.broadcast(self.best_with(name, self.score(trainer)))
         # what is not among the best stands in for `last.ckpt`, should that be damaged, until the next is there
         self.spare = name if self.save_top_k and name not in self.kept else None
-        if name in self.kept or name == self.spare:
-            trainer.save_checkpoint(self.folder / name, weights_only=False)
+        named = name in self.kept or name == self.spare
+        first = self.folder / (name if named else LAST)
+        trainer.save_checkpoint(first, weights_only=False)
         for replaced in before - {*self.kept, self.spare, None}:
             trainer.strategy.remove_checkpoint(self.folder / replaced)  # type: ignore[operator]
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        if named:  # the state is gathered once, and its file copied
+            if trainer.is_global_zero:
+                copy_checkpoint(first, self.folder / LAST)
+            trainer.strategy.barrier("copied")
 
     # -- the best -----------------------------------------------------------------------------------
 

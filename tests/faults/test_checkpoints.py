@@ -309,6 +309,26 @@ def test_what_a_killed_write_left_is_removed_and_never_read(resume, tmp_path):
     assert names(run / "checkpoints") == ["00000012.ckpt", "last.ckpt"]
 
 
+def test_the_state_is_gathered_once_and_each_name_has_bytes_of_its_own(fit, monkeypatch):
+    gathered, save = [], SealedFiles.save_checkpoint
+
+    def counting(files, checkpoint, path, *args, **options):
+        gathered.append(Path(path).name)
+        save(files, checkpoint, path, *args, **options)
+
+    monkeypatch.setattr(SealedFiles, "save_checkpoint", counting)
+    options = (*SMALL, "--trainer.max_steps=8", "--checkpoints.every_n_train_steps=4")
+    folder = fit("toy/moons", *options) / "checkpoints"
+    assert gathered == ["00000004.ckpt", "00000008.ckpt"]
+    newest, last = folder / "00000008.ckpt", folder / "last.ckpt"
+    assert newest.read_bytes() == last.read_bytes()
+    torn(last)
+    assert read_checkpoint(newest)["global_step"] == 8
+    gathered.clear()
+    fit("toy/moons", *options, "--checkpoints.save_top_k=0", name="last")
+    assert gathered == ["last.ckpt", "last.ckpt"]
+
+
 def test_a_checkpoint_that_is_due_at_the_end_of_training_is_there(fit):
     run = fit("toy/moons", *SMALL, "--trainer.max_steps=10")  # 4, 8 and the end
     assert names(run / "checkpoints") == ["00000010.ckpt", "last.ckpt"]
