@@ -45,7 +45,7 @@ docs: $(STAMP) ## write the documentation as HTML into site/
 BENCH   := benchmarks/.venv
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-bench: $(BENCH)/.installed ## measure against the peers on the CPU (half an hour) and write the README's table
+bench: $(BENCH)/.installed ## measure against the peers on the CPU (20 minutes) and write the README's table
 	$(BENCH)/bin/python benchmarks/run.py
 	$(BENCH)/bin/python benchmarks/readme.py
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from ratios import row
-from timing import by_turns, parser, report
+from timing import begin, by_turns, parser, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
@@ -158,7 +158,7 @@ def main() -> None:
     flags = parser(__doc__ or "", repeats=15)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     chosen = flags.parse_args()
-    torch.set_num_threads(chosen.threads)
+    begin(chosen.threads)
     report({"rows": [r for name in chosen.cases for r in measure(name, chosen.repeats)]}, chosen)
 
 

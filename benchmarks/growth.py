@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from loop import COMMON, Timed
 from powers import grown, words
-from timing import parser, report, seconds
+from timing import begin, parser, report, seconds
 from torch import nn
 
 from fmlightning.__main__ import main as fmlightning
@@ -177,7 +177,7 @@ def main() -> None:
     flags.add_argument("--launches", type=int, default=3, help="runs at each number of processes")
     flags.add_argument("--child", type=Path, help="of the launcher: where to write")
     chosen = flags.parse_args()
-    torch.set_num_threads(chosen.threads)
+    begin(chosen.threads)
     if chosen.child:
         return child(chosen.child)
     found = [law(name, chosen.repeats) for name in LAWS]

@@ -26,7 +26,7 @@ import torch
 import torchcfm_unet
 from loop import COMMON, Timed
 from ratios import require_equal_work, row
-from timing import alternated, by_turns, parser, report
+from timing import alternated, begin, by_turns, parser, report
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
@@ -201,9 +201,10 @@ def flags() -> argparse.Namespace:
 
 def main() -> None:
     chosen = flags()
-    torch.set_num_threads(chosen.threads)
-    if chosen.memory:
+    if chosen.memory:  # as a process takes and gives it by itself
+        torch.set_num_threads(chosen.threads)
         return measure_memory(chosen.memory)
+    begin(chosen.threads)
     done = require_same_network()
     rows = [
         *(of_steps(dropout, chosen.repeats) for dropout in (0.0, DROPOUT)),

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from ratios import require_equal_work, row
-from timing import parser, report
+from timing import begin, parser, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -237,7 +237,7 @@ def main() -> None:
     flags.add_argument("--steps", type=int, help="steps of a run; by default the case's own")
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     chosen = flags.parse_args()
-    torch.set_num_threads(chosen.threads)
+    begin(chosen.threads)
     found = {name: compare(name, chosen) for name in chosen.cases}
     report(
         {

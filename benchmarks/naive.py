@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from loop import CASES, LOG_EVERY, SAVE_EVERY, Case, Timed, Training, ours
 from ratios import require_equal_losses, require_equal_work, row
-from timing import parser, report, turn
+from timing import begin, parser, report, turn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -148,7 +148,7 @@ def main() -> None:
     flags = parser(__doc__ or "", repeats=15)
     flags.add_argument("--steps", type=int, default=500, help="steps of a run")
     chosen = flags.parse_args()
-    torch.set_num_threads(chosen.threads)
+    begin(chosen.threads)
     report({"rows": [compare(chosen)]}, chosen)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from ratios import row
-from timing import by_turns, report
+from timing import begin, by_turns, report
 from torch import Tensor, nn
 
 import fmlightning
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file; printed if not given")
     flags = parser.parse_args()
-    torch.set_num_threads(flags.threads)
+    begin(flags.threads)
 
     generator, path = Key(0).generator(), AffinePath(Linear())
     x1, x0 = LAW.sample((BATCH, 2), generator), torch.randn(BATCH, 2, generator=generator)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from loop import COMMON, Timed
 from ratios import require_equal_losses, require_equal_work, row
-from timing import parser, report, turn
+from timing import begin, parser, report, turn
 from torch import Tensor
 
 from fmlightning.__main__ import main as fmlightning
@@ -166,7 +166,7 @@ def main() -> None:
     )
     flags.add_argument("--cases", nargs="+", choices=("points", "images"), default=["points", "images"])  # fmt: skip
     chosen = flags.parse_args()
-    torch.set_num_threads(chosen.threads)
+    begin(chosen.threads)
     rows = []
     if "points" in chosen.cases:
         rows += of_points(chosen.steps, chosen.repeats)

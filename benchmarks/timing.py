@@ -11,8 +11,10 @@ A benchmark is a script that measures, prints one line for each comparison, and 
 """
 
 import argparse
+import ctypes
 import gc
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -98,8 +100,30 @@ def parser(description: str, repeats: int) -> argparse.ArgumentParser:
 def settings(description: str, repeats: int) -> argparse.Namespace:
     """The flags of every benchmark, read."""
     flags = parser(description, repeats).parse_args()
-    torch.set_num_threads(flags.threads)
+    begin(flags.threads)
     return flags
+
+
+def begin(threads: int) -> None:
+    """Set up this process for measuring: its threads, its garbage, and its memory."""
+    torch.set_num_threads(threads)
+    gc.collect()
+    gc.freeze()  # what is there by now is not looked through before each call
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, where the C library is glibc, for the next to take.
+
+    It would else give large tensors back to the system and fetch them again, or not, as the heap happens to lie. That
+    alone made one solve take 0.47 s and the next 0.75 s, and whichever side has the larger temporaries the slower one.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim, mapped = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(trim, 2**31 - 1) and libc.mallopt(mapped, 2**30)):
+        raise OSError("mallopt refused its thresholds")
 
 
 def report(result: dict[str, Any], flags: argparse.Namespace) -> None:
