@@ -115,6 +115,7 @@ class FlowMatching(LightningModule):
         self.solver, self.guidance = solver, guidance
         self.ahead, self.seed = ahead, seed
         self.potential: Tensor | None = None
+        self.potential_of: str | None = None
         self.numbers: Numbers | None = None
         self.key = Key(seed).fold("train")
         self.keyed_network = draws(network)
@@ -403,10 +404,11 @@ class FlowMatching(LightningModule):
         """The training set with its potential: that of the checkpoint, of the cache, or fitted now."""
         assert isinstance(self.coupling, SemidiscreteOT)
         x1 = self.trainer.datamodule.fixed_set()["x1"].to(device)  # type: ignore[attr-defined]
-        if self.potential is None or len(self.potential) != len(x1):
-            # as the judges' noise, it does not depend on the seed of the run
-            fit = Fit(self.coupling, x1, self.source, Key(0).fold("potential"))
+        # as the judges' noise, it does not depend on the seed of the run
+        fit = Fit(self.coupling, x1, self.source, Key(0).fold("potential"))
+        if self.potential is None or self.potential_of != fit.digest:
             self.potential = cached(fit.name, partial(self.fit, fit), device)["potential"]
+            self.potential_of = fit.digest
         return self.coupling.potential(x1, self.potential.to(device))
 
     def fit(self, fit: Fit) -> dict[str, Tensor]:
@@ -524,6 +526,7 @@ class FlowMatching(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_same_layout(self, checkpoint)
         self.potential = checkpoint.get("potential")
+        self.potential_of = checkpoint.get("potential_of")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is needed to sample from the weights without the data; weights that are not finite are not saved."""
@@ -531,6 +534,7 @@ class FlowMatching(LightningModule):
             found.require_finite(self)
         if self.potential is not None:
             checkpoint["potential"] = self.potential
+            checkpoint["potential_of"] = self.potential_of
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,

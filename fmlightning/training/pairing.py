@@ -168,10 +168,14 @@ class Fit:
         return self.coupling.fit(self.x1, self.source, self.key)
 
     @cached_property
-    def name(self) -> str:
-        """A name for it, by all that it depends on."""
-        device, shape = self.x1.device.type, tuple(self.x1.shape)
-        about = (self.coupling, self.source, self.key, device, shape, self.x1.dtype)
+    def digest(self) -> str:
+        """All that it depends on, but for the device, whose rounding is all that it adds."""
+        about = (self.coupling, self.source, self.key, tuple(self.x1.shape), self.x1.dtype)
         digest = hashlib.sha256(repr(about).encode())
         digest.update(self.x1.cpu().contiguous().numpy().data)
-        return f"potential-{digest.hexdigest()[:32]}"
+        return digest.hexdigest()[:32]
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"potential-{self.x1.device.type}-{self.digest}"

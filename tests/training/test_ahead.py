@@ -273,6 +273,20 @@ def test_a_semidiscrete_run_goes_on_with_the_potential_of_its_checkpoint(
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_a_potential_of_other_points_is_not_gone_on_with(fit):
+    """As many points, of another law: the old potential would draw some of them too often, and say nothing."""
+    cells = (*SMALL, "--model.coupling=SemidiscreteOT", "--data.train_size=60")
+    other = (*cells, "--data.target=Checkerboard")
+    begun = fit(*cells, name="begun") / "checkpoints" / "last.ckpt"
+    ends = [
+        fit(*other, f"--ckpt_path={begun}", "--trainer.max_steps=15", name="gone-on"),
+        fit(*other, name="afresh"),
+    ]
+    found = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in ends]
+    assert torch.equal(found[0]["potential"], found[1]["potential"])
+    assert not torch.equal(found[0]["potential"], torch.load(begun, weights_only=True)["potential"])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
