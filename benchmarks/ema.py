@@ -158,7 +158,7 @@ def main() -> None:
     flags = parser(__doc__ or "", repeats=15)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     chosen = flags.parse_args()
-    begin(chosen.threads)
+    begin(chosen)
     report({"rows": [r for name in chosen.cases for r in measure(name, chosen.repeats)]}, chosen)
 
 

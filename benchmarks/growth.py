@@ -177,7 +177,7 @@ def main() -> None:
     flags.add_argument("--launches", type=int, default=3, help="runs at each number of processes")
     flags.add_argument("--child", type=Path, help="of the launcher: where to write")
     chosen = flags.parse_args()
-    begin(chosen.threads)
+    begin(chosen)
     if chosen.child:
         return child(chosen.child)
     found = [law(name, chosen.repeats) for name in LAWS]

@@ -42,6 +42,7 @@ from fmlightning.flow.seeding import seeded
 CHANNELS, BATCH, DROPOUT, LR = 32, 8, 0.1, 2e-4
 CLIP, DECAY = 1.0, 0.9999
 MEMORY_STEPS = 3
+STATUS = Path("/proc/self/status")  # of Linux alone
 
 Side = Literal["ours", "theirs"]
 
@@ -148,6 +149,7 @@ def of_the_command(steps: int, repeats: int) -> dict[str, Any]:
 
 
 def of_memory(repeats: int, threads: int) -> dict[str, Any]:
+    """Each in a process of its own, which takes and gives back memory as it does by itself."""
     pairs = alternated(lambda: peak("ours", threads), lambda: peak("theirs", threads), repeats)
     return row("U-Net step", "TorchCFM's U-Net", pairs, quantity="memory", at_most=1.0)
 
@@ -169,7 +171,7 @@ def measure_memory(side: Side) -> None:
 
 def memory(kind: Literal["VmRSS", "VmHWM"]) -> float:
     """Megabytes this process holds, or has held at most; the peak of getrusage would be the parent's."""
-    words = Path("/proc/self/status").read_text().split()
+    words = STATUS.read_text().split()
     return int(words[words.index(f"{kind}:") + 1]) / 1e3
 
 
@@ -201,15 +203,15 @@ def flags() -> argparse.Namespace:
 
 def main() -> None:
     chosen = flags()
-    if chosen.memory:  # as a process takes and gives it by itself
+    if chosen.memory:
         torch.set_num_threads(chosen.threads)
         return measure_memory(chosen.memory)
-    begin(chosen.threads)
+    begin(chosen)
     done = require_same_network()
     rows = [
         *(of_steps(dropout, chosen.repeats) for dropout in (0.0, DROPOUT)),
         of_the_command(chosen.fit_steps, chosen.long_repeats),
-        of_memory(chosen.long_repeats, chosen.threads),
+        *([of_memory(chosen.long_repeats, chosen.threads)] if STATUS.exists() else []),
     ]
     report({"rows": rows, "work": done, "channels": CHANNELS, "batch": BATCH}, chosen)
 

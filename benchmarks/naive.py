@@ -148,7 +148,7 @@ def main() -> None:
     flags = parser(__doc__ or "", repeats=15)
     flags.add_argument("--steps", type=int, default=500, help="steps of a run")
     chosen = flags.parse_args()
-    begin(chosen.threads)
+    begin(chosen)
     report({"rows": [compare(chosen)]}, chosen)
 
 

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file; printed if not given")
     flags = parser.parse_args()
-    begin(flags.threads)
+    begin(flags)
 
     generator, path = Key(0).generator(), AffinePath(Linear())
     x1, x0 = LAW.sample((BATCH, 2), generator), torch.randn(BATCH, 2, generator=generator)

@@ -166,7 +166,7 @@ def main() -> None:
     )
     flags.add_argument("--cases", nargs="+", choices=("points", "images"), default=["points", "images"])  # fmt: skip
     chosen = flags.parse_args()
-    begin(chosen.threads)
+    begin(chosen)
     rows = []
     if "points" in chosen.cases:
         rows += of_points(chosen.steps, chosen.repeats)

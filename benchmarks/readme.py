@@ -18,7 +18,7 @@ BEGIN, END = "<!-- speeds -->", "<!-- end of speeds -->"
 def rendered(found: dict[str, dict[str, Any]]) -> str:
     """The comparisons that have a bar, the exponents, and what they were measured on."""
     lines = ["| ours | against | of | ratio [95 %] | bar | |", "|---|---|---|---|---|---|"]
-    lines += [line(r) for one in found.values() for r in one.get("rows", []) if r["bar"]]
+    lines += [line(r) for r in shown(found)]
     lines += ["", "| cost | grows as [95 %] |", "|---|---|"]
     for one in found.values():
         for g in one.get("growth", []):
@@ -28,9 +28,15 @@ def rendered(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def shown(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, but for those that hold one solver of ours against another."""
+    rows = [r for one in found.values() for r in one.get("rows", [])]
+    return [r for r in rows if r["bar"] or not r["name"].startswith("pairs of")]
+
+
 def line(r: dict[str, Any]) -> str:
     spread = f"{r['ratio']:.3g} [{r['low']:.3g}, {r['high']:.3g}]"
-    bar = r["bar"].replace(">=", "≥").replace("<=", "≤")
+    bar = (r["bar"] or "").replace(">=", "≥").replace("<=", "≤")
     return f"| {r['name']} | {r['peer']} | {r['quantity']} | {spread} | {bar} | {r['verdict']} |"
 
 
@@ -38,13 +44,15 @@ def machine(found: dict[str, dict[str, Any]]) -> str:
     """In words, with the loads of all runs and the number of pairs.
 
     Raises:
-        ValueError: the results are of several machines, versions of torch or numbers of threads.
+        ValueError: the results are of several machines, versions of torch or numbers of threads, or some with freed
+            memory kept.
     """
     facts = [one["machine"] for one in found.values()]
     loads = [f["load"] for f in facts]
-    pairs = [r["pairs"] for one in found.values() for r in one.get("rows", []) if r["bar"]]
+    pairs = [r["pairs"] for r in shown(found)]
     kinds = {
         f"{f['cores']} cores of {f['processor']}, {f['threads']} thread{'s'[: f['threads'] != 1]}, torch {f['torch']}"
+        + (", freed memory kept" if f.get("keeps_freed_memory") else "")
         for f in facts
     }
     if len(kinds) > 1:

@@ -100,35 +100,42 @@ def parser(description: str, repeats: int) -> argparse.ArgumentParser:
 def settings(description: str, repeats: int) -> argparse.Namespace:
     """The flags of every benchmark, read."""
     flags = parser(description, repeats).parse_args()
-    begin(flags.threads)
+    begin(flags)
     return flags
 
 
-def begin(threads: int) -> None:
+def begin(flags: argparse.Namespace) -> None:
     """Set up this process for measuring: its threads, its garbage, and its memory."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(flags.threads)
     gc.collect()
     gc.freeze()  # what is there by now is not looked through before each call
-    keep_freed_memory()
+    flags.keeps_memory = keep_freed_memory()
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, where the C library is glibc, for the next to take.
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees for the next to take; returns whether it does: only glibc is asked.
 
     It would else give large tensors back to the system and fetch them again, or not, as the heap happens to lie. That
     alone made one solve take 0.47 s and the next 0.75 s, and whichever side has the larger temporaries the slower one.
     """
     if platform.libc_ver()[0] != "glibc":
-        return
+        return False
     trim, mapped = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     libc = ctypes.CDLL(None)
-    if not (libc.mallopt(trim, 2**31 - 1) and libc.mallopt(mapped, 2**30)):
-        raise OSError("mallopt refused its thresholds")
+    # before 2.35 the second is 32 MiB at most
+    return bool(libc.mallopt(trim, 2**31 - 1)) and any(
+        libc.mallopt(mapped, n) for n in (2**30, 2**25)
+    )
 
 
 def report(result: dict[str, Any], flags: argparse.Namespace) -> None:
     """Print the table of `rows`, if there are any; write or print the result with what it was measured on."""
-    result["machine"] = {**facts(), "threads": flags.threads, "repeats": flags.repeats}
+    result["machine"] = {
+        **facts(),
+        "threads": flags.threads,
+        "repeats": flags.repeats,
+        "keeps_freed_memory": getattr(flags, "keeps_memory", False),
+    }
     if result.get("rows"):
         print(table(result["rows"]))
     text = json.dumps(result, indent=2) + "\n"

@@ -199,9 +199,25 @@ def require_use(flow: TrainedFlow, options: Any) -> None:
 
 
 def override(solver: ODESolver, options: Any) -> ODESolver:
-    """The run's solver with what the command line changes."""
+    """The run's solver with what the command line changes.
+
+    Raises:
+        ValueError: it changes what the method does not have.
+    """
     changes = {k: v for k, v in options.solver.as_dict().items() if v is not None}
-    return replace(solver, **changes)
+    changed = replace(solver, **changes)
+    idle = {"rtol", "atol"} if changed.fixed else {"num_steps"}
+    if changed.method == "implicit_adams":  # which iterates to a tolerance in each of its steps
+        idle.clear()
+    if changed.method != "dpmpp_2m":
+        idle.add("lower_order_final")
+    for name in sorted(changes.keys() & idle):
+        other = {"num_steps": "heun2", "lower_order_final": "dpmpp_2m"}.get(name, "dopri5")
+        raise ValueError(
+            f"solver.{name}={changes[name]} does nothing with the method {changed.method}: leave it out, or add "
+            f"--solver.method {other}"
+        )
+    return changed
 
 
 def chosen_labels(flow: TrainedFlow, index: Tensor, label: int | None) -> Tensor | None:

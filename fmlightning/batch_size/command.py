@@ -95,6 +95,7 @@ class Laboratory:
         device: its name.
         memory: bytes that --memory names, or 0.
         samples: of the training set; None where it has no end.
+        held: bytes that a process takes before its first step; 0 of a GPU.
     """
 
     fit: list[str]
@@ -104,6 +105,7 @@ class Laboratory:
     device: str
     memory: int
     samples: int | None
+    held: int = 0
 
     @classmethod
     def of(cls, fit: list[str], memory: int) -> "Laboratory":
@@ -118,7 +120,7 @@ class Laboratory:
         free = found["free"] if found["card"] else int(SPARE * found["free"])
         return cls(
             fit, memory or free, found["batch"], found["processes"], found["device"], memory,
-            found["samples"],
+            found["samples"], found["held"],
         )  # fmt: skip
 
     def measure(self, batch: int) -> Trial:
@@ -167,7 +169,12 @@ def verdict(trials: list[Trial], laboratory: Laboratory) -> str:
     limit, where = words(laboratory.limit), laboratory.device
     best = largest(trials)
     if best is None:
-        return f"no batch fits into {limit} of {where}: take a smaller network, or 16-bit precision on a GPU"
+        if laboratory.held:
+            return (
+                f"no batch fits into {limit} of {where}, of which the program takes {words(laboratory.held)} before "
+                "its first step: name more with --memory, or take a smaller network"
+            )
+        return f"no batch fits into {limit} of {where}: take a smaller network, or 16-bit precision"
     share = (
         f", {best.batch // laboratory.processes} for each of {laboratory.processes} processes"
         if laboratory.processes > 1

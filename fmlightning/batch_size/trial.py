@@ -122,6 +122,7 @@ def asked(args: list[str]) -> dict[str, Any]:
         "card": device.type == "cuda",
         "samples": getattr(getattr(cli.datamodule, "order", None), "size", None),
         "free": free_memory(),
+        "held": 0 if device.type == "cuda" else peak_memory(device),
     }
 
 

@@ -81,7 +81,7 @@ class EMA(Callback):
         warmup: whether the decay starts small, as in (1 + n) / (10 + n).
         sigma_rel: widths of power-function averages to keep, such as [0.05, 0.10], of which `fmlightning ema` makes
             any other width after training; null keeps none.
-        snapshots: how many of these are written over a run, evenly, to its folder `ema`.
+        snapshots: about how many of these are written over a run, evenly, to its folder `ema`.
     """
 
     every_step = ("on_train_batch_end",)
@@ -99,6 +99,11 @@ class EMA(Callback):
                 raise ValueError(f"ema.decay={each} must lie in [0, 1); 0 switches averaging off")
         for each in sigma_rel or []:
             require_width(each, "ema.sigma_rel")
+        if not decays:
+            raise ValueError("ema.decay=[] names no decay: 0 switches averaging off")
+        for name, values in {"decay": decays, "sigma_rel": sigma_rel or []}.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"ema.{name}={values} has a value twice: name each once")
         if snapshots < 1:
             raise ValueError(f"ema.snapshots={snapshots} must be at least 1")
         self.powers = {f"sigma_rel={s:g}": exponent(s) for s in sigma_rel or []}

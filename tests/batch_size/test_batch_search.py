@@ -94,6 +94,10 @@ def test_the_verdict_names_the_batch_of_all_processes_and_where_speed_ends():
     assert "--data.batch_size 256, 64 for each of 4 processes" in words
     assert "from 128 on" in words
     assert "no batch fits" in verdict(trials[-1:], where)
+    process = Laboratory([], GIB, 64, 1, "the CPU", GIB, None, held=2 * GIB)
+    assert "takes 2.00 GiB before its first step: name more with --memory" in verdict(
+        trials[-1:], process
+    )
 
 
 SMALL = (

@@ -68,6 +68,15 @@ def test_results_of_two_machines_are_not_put_into_one_table():
         readme.rendered(found)
 
 
+def test_results_with_and_without_kept_memory_are_not_put_into_one_table():
+    found = {
+        name: {"rows": [ROW], "machine": {**MACHINE, "keeps_freed_memory": name == "a"}}
+        for name in "ab"
+    }
+    with pytest.raises(ValueError, match=r"not of one machine.*freed memory kept"):
+        readme.rendered(found)
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "nothing"])
     with pytest.raises(SystemExit, match="2"):
@@ -76,14 +85,16 @@ def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch, capsys):
 
 
 def test_the_table_is_placed_between_its_markers_and_nothing_else_changes():
+    free = [{**ROW, "name": name, "bar": None} for name in ("no bar", "pairs of 64")]
     found = {
-        "a": {"rows": [ROW, {**ROW, "name": "no bar", "bar": None}], "machine": MACHINE},
+        "a": {"rows": [ROW, *free], "machine": MACHINE},
         "b": {"growth": [GROWTH], "machine": {**MACHINE, "load": 1.5}},
     }
     table = readme.rendered(found)
     assert "| step | loop | speed | 1.5 [1.25, 1.75] | ≥ 1 | met |" in table
     assert "| step | batch^1.00 [0.90, 1.10] |" in table
-    assert "no bar" not in table
+    assert "| no bar | loop | speed | 1.5 [1.25, 1.75] |  | met |" in table
+    assert "pairs of 64" not in table  # our own solvers against each other
     assert "load of 0.3 to 1.5, with 15 to 15 pairs" in table
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
     new = readme.placed(text, table)

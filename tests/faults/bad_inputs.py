@@ -481,6 +481,16 @@ RUNS = {
         "sample {run} --solver.method=euller", "--solver.method euller", "euler"
     ),
     "sample in no steps": command("sample {run} --solver.num_steps=0", "num_steps=0", "positive"),
+    "sample in steps by a method that has none": command(
+        "sample {run} --solver.method=dopri5 --solver.num_steps=5",
+        "solver.num_steps=5 does nothing",
+        "heun2",
+    ),
+    "sample to a tolerance that nothing looks at": command(
+        "sample {run} --solver.method=euler --solver.rtol=1e-3",
+        "solver.rtol=0.001 does nothing",
+        "dopri5",
+    ),
     "sample a class": command(
         "sample {run} --label=3 --out={tmp}/out", "--label 3", "not conditional"
     ),

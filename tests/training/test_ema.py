@@ -133,7 +133,7 @@ def test_it_is_in_the_checkpoint_and_read_without_running_code(tmp_path):
     assert all(torch.equal(s, other.shadow[n]) for n, s in ema.shadow.items())
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, [], [0.99, 0.99]])
 def test_a_decay_outside_its_range_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):
         EMA(decay=decay)

@@ -100,7 +100,8 @@ class C2OT(Coupling):
 
     Args:
         weight: w of (1); null finds it for each batch by `ratio`.
-        ratio: r(w) of (2) that null aims at; large is short paths, small is a source that is the same for all.
+        ratio: r(w) of (2) that null aims at; large is short paths, small is a source that is the same for all. Pairs
+            within a class count too: of ten classes they are more than 0.05, and the pairs are those of ClasswiseOT.
         difference: f of (1) for conditions that are numbers: squared is |c_i - c_j|^2, cosine is 1 - cos(c_i, c_j).
         ot_batch_size: points that are paired at a time, as in MinibatchOT.
     """
