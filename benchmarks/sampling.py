@@ -134,7 +134,7 @@ def main() -> None:
                         f"{method}: {name} and {peer} differ by {float((a - b).abs().max()):g}"
                     )
                 # a solve of the large batch takes a second: it is long enough for few pairs to tell
-                repeats = flags.repeats if size < LARGE else min(flags.repeats, 9)
+                repeats = flags.repeats if size < LARGE else min(flags.repeats, 15)
                 pairs = by_turns(ours, theirs, repeats)
                 what = f"{name}: {method}, {n} evaluations, batch {size}"
                 rows.append(row(what, peer, pairs, at_least=bar))
