@@ -165,9 +165,8 @@ def walk(step: Step, x: Points, grid: Sequence[float], times: Sequence[float]) -
             states.append(between(x, after, (pending.pop(0) - t0) / (t1 - t0)))
         x = after
         if k % LOOK_EVERY == 0:
-            sums.append(
-                x.detach().mul(0).sum()
-            )  # 0, or NaN: large numbers may have an infinite sum
+            # 0, or NaN: the sum of large numbers may be infinite itself
+            sums.append(x.detach().mul(0).sum())
     saved = torch.stack(states) if states else x.new_empty(0, *x.shape)
     return Walk(x, saved, lost_at(x, sums, grid[1::LOOK_EVERY], grid[-1]))
 
