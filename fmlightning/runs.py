@@ -66,6 +66,9 @@ RUN_FILES = {
     "ema",
     "wandb",
 }
+UNFINISHED = {"config.tmp"}
+"""All that is left of a run which was killed before its config was whole."""
+
 RUN_MARKS = ("config.yaml", "manifest.json", "metrics.csv", "checkpoints")
 """Any of these makes a directory a run's."""
 
@@ -135,7 +138,7 @@ def require_vacant(folder: Path) -> None:
     file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if file:
         raise ValueError(f"run_dir={folder} cannot be: {file} is a file; {cure}")
-    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    inside = {p.name for p in folder.iterdir()} - UNFINISHED if folder.is_dir() else set()
     if inside and not inside & RUN_FILES:
         raise ValueError(f"run_dir={folder} holds other files and no run; {cure}")
 

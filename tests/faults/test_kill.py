@@ -251,19 +251,20 @@ def drawn(name, count, high):
     return (torch.randint(1, high + 1, (count,), generator=generator)).tolist()
 
 
-def test_a_run_killed_thrice_ends_like_one_that_was_not(tmp_path, tmp_path_factory):
+def test_a_run_killed_four_times_ends_like_one_that_was_not(tmp_path, tmp_path_factory):
     whole = control("toy", tmp_path_factory)
     run = tmp_path / "run"
     kills = (
+        (1, "rename config.tmp"),  # when nothing has its name yet
         (1, "write .00000002.ckpt"),  # within the first checkpoint
         (2, "fsync checkpoints"),  # when `last.ckpt` of step 2 has just got its name
         (2, "fsync checkpoints"),  # and that of step 4, which is validated too
     )
     starts = go_on_to_the_end(run, "toy", kills)
-    assert [done for done, _, _ in starts] == [False, False, False, True]
-    assert "starting at step 0" in starts[1][2]
-    assert f"going on from {run / 'checkpoints' / 'last.ckpt'}, step 2" in starts[2][2]
-    assert f"going on from {run / 'checkpoints' / 'last.ckpt'}, step 4" in starts[3][2]
+    assert [done for done, _, _ in starts] == [False, False, False, False, True]
+    assert "starting at step 0" in starts[1][2] and "starting at step 0" in starts[2][2]
+    assert f"going on from {run / 'checkpoints' / 'last.ckpt'}, step 2" in starts[3][2]
+    assert f"going on from {run / 'checkpoints' / 'last.ckpt'}, step 4" in starts[4][2]
     assert_same(run, whole)
 
 
