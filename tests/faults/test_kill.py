@@ -262,7 +262,8 @@ def test_a_run_killed_four_times_ends_like_one_that_was_not(tmp_path, tmp_path_f
     )
     starts = go_on_to_the_end(run, "toy", kills)
     assert [done for done, _, _ in starts] == [False, False, False, False, True]
-    assert "starting at step 0" in starts[1][2] and "starting at step 0" in starts[2][2]
+    assert "starting at step 0" in starts[1][2]
+    assert "starting at step 0" in starts[2][2]
     assert f"going on from {run / 'checkpoints' / 'last.ckpt'}, step 2" in starts[3][2]
     assert f"going on from {run / 'checkpoints' / 'last.ckpt'}, step 4" in starts[4][2]
     assert_same(run, whole)
