@@ -60,6 +60,7 @@ class NonFinite(Callback):
         self.losses: list[Tensor] = []
         self.step = 0
         self.norm: Tensor | None = None
+        self.gradients: list[Tensor] = []
         self.pending: list[tuple[int, Tensor]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -81,9 +82,11 @@ class NonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        self.step, self.norm = trainer.global_step, gradient_norm(optimizer)
-        finite = self.norm.isfinite()
-        self.taken = bool(finite) if reads_at_once(finite) else finite
+        # kept until the step is taken: a handle of each is made anew for the optimiser otherwise
+        self.gradients = gradients_of(optimizer)
+        self.step, self.norm = trainer.global_step, norm_of(self.gradients)
+        at_once = reads_at_once(self.norm)
+        self.taken = math.isfinite(self.norm.item()) if at_once else self.norm.isfinite()
         if scaler(trainer) is not None:
             return  # it sees the same gradients, and does not take the step
         if self.action == "skip" and not fused(optimizer):
@@ -91,12 +94,14 @@ class NonFinite(Callback):
         if isinstance(self.taken, Tensor):
             optimizer.found_inf = (~self.taken).float()  # type: ignore[attr-defined]
         elif not self.taken:
+            self.gradients = []
             optimizer.zero_grad(set_to_none=True)  # what has no gradient is left alone
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
     ) -> None:
         self.losses.append(outputs["loss"])
+        self.gradients = []
         if self.norm is None:  # gradients are still accumulating
             return
         norm, self.norm = self.norm, None
@@ -211,19 +216,22 @@ def taken(trainer: Trainer) -> bool | Tensor:
     return True if found is None else found.taken
 
 
-def gradient_norm(optimizer: Optimizer) -> Tensor:
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    found = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients, in float32 at least.
 
     Of numbers whose squares leave that range it is infinite, as the moments of Adam would be.
     """
-    weights = (p for group in optimizer.param_groups for p in group["params"])
-    found = [gradient for p in weights if (gradient := p.grad) is not None]
-    if not found:
+    if not gradients:
         return torch.zeros(())
-    dtype = torch.promote_types(found[0].dtype, torch.float32)
-    if reads_at_once(found[0]) and sum(g.numel() for g in found) <= FEW:
-        return torch.linalg.vector_norm(_flatten_dense_tensors(found), dtype=dtype)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found, 2, dtype)))
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    if reads_at_once(gradients[0]) and sum(map(Tensor.numel, gradients)) <= FEW:
+        return torch.linalg.vector_norm(_flatten_dense_tensors(gradients), dtype=dtype)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype)))
 
 
 def finite_weights(module: LightningModule) -> bool:
