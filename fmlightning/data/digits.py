@@ -51,7 +51,7 @@ class DigitsData(FlowData):
         self.images = {name: images[a:b] for name, (a, b) in ends.items()}
         self.targets = {name: labels[a:b] for name, (a, b) in ends.items()}
         self.order = Order(train, batch_size, self.key)
-        self.dequantised: tuple[Key, Batch] | None = None
+        self.whole_epoch: tuple[Key, Batch] | None = None
 
     @property
     def splits(self) -> dict[str, str]:
@@ -66,12 +66,12 @@ class DigitsData(FlowData):
         return self.order.steps_per_epoch
 
     def train_batch(self, step: int, rows: slice) -> Batch:
-        index, epoch = self.order.indices(step)[rows], self.order.epoch(step)
+        epoch, place = self.order.epoch(step), self.order.positions(step)
         key = self.key.fold("dequantise", epoch)
-        if self.dequantised is None or self.dequantised[0] != key:
-            # all of the epoch at once: the arithmetic of its noise is then a fifth as slow
-            self.dequantised = (key, self.batch("train", torch.arange(self.order.size), key))
-        return {name: value[index] for name, value in self.dequantised[1].items()}
+        if self.whole_epoch is None or self.whole_epoch[0] != key:
+            # at once, and in its order: the arithmetic of its noise is then a fifth as slow
+            self.whole_epoch = key, self.batch("train", self.order.permutation(epoch), key)
+        return {name: value[place][rows] for name, value in self.whole_epoch[1].items()}
 
     def eval_samples(self, split: str) -> Batch:
         split = "train" if split == "reference" else split
