@@ -100,7 +100,7 @@ class Rows(NamedTuple):
         """Uniform numbers in the open interval (0, 1), of shape (B, *shape)."""
         # 23 bits: the largest value, 1 - 2**-24, is still below one in float32
         words = self.bits(math.prod(shape), stream) >> 9
-        return ((words + 0.5) * 2.0**-23).to(dtype).reshape(len(words), *shape)
+        return (words + 0.5).mul_(2.0**-23).to(dtype).reshape(len(words), *shape)
 
     def normal(
         self, shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
@@ -121,20 +121,21 @@ def philox(
     """Philox-4x32-10: four words of counter and two of key into four random words.
 
     Words are int64 tensors in [0, 2**32). A product wraps in int64, which keeps its 64 bits: the
-    shift brings the high word down and the mask drops the copies of the sign.
+    shift brings the high word down and the mask drops the copies of the sign. The low words wait for
+    theirs: until the end they meet no more than the next round's mask. What is in place is new.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (p1 >> 32) & MASK ^ c1 ^ k0,
-            p1 & MASK,
-            (p0 >> 32) & MASK ^ c3 ^ k1,
-            p0 & MASK,
-        )
+        c0, c2 = (p1 >> 32) ^ c1, (p0 >> 32) ^ c3
+        c0 ^= k0
+        c2 ^= k1
+        c0 &= MASK
+        c2 &= MASK
+        c1, c3 = p1, p0
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
-    return c0, c1, c2, c3
+    return c0, c1 & MASK, c2, c3 & MASK
 
 
 def mix(z: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
