@@ -4,10 +4,11 @@
 
 Ours is the real command: average of the weights, rows of metrics, four checkpoints, the progress bar, the guard
 against steps that are not finite, a schedule, and keyed randomness. The other side is `bare`: the same network, laws,
-optimiser, schedule and average in thirty lines, with one generator and none of the rest. Both are timed by turns,
-from before the first step to after the last checkpoint; starting up is left out. Equal steps and a final loss within
-the spread of seeds are asserted of both, and of ours that it has written all its rows, checkpoints and lines of
-progress, of which the other side has none to write.
+optimiser, schedule and average in thirty lines, with one generator and none of the rest. Both train at once, by turns
+of some steps: after each stretch of ours the other takes as many, whose time is counted for itself. A pair is the
+seconds of two such runs, ours from before the first step to after the last checkpoint; starting up is left out. Equal
+steps and a final loss within the spread of seeds are asserted of both, and of ours that it has written all its rows,
+checkpoints and lines of progress, of which the other side has none to write.
 
 `--clock cpu` counts the processor time of this process, for a machine that others use too.
 """
@@ -22,7 +23,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,15 @@ from torch.nn import functional as F
 
 from fmlightning.__main__ import main as fmlightning
 from fmlightning.data.digits import DigitsData
+from fmlightning.data.images import LEVELS
+from fmlightning.data.photos import PhotosData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.levels import dequantise
 from fmlightning.flow.seeding import seeded
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.nets.unet import UNet
+from fmlightning.training.loop import Stretches
 
 Draw = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -48,12 +53,11 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 def bare(
     net: nn.Module, draw: Draw, steps: int, lr: float, decay: float, log_every: int
-) -> list[float]:
-    """The loop by hand; returns the loss of every so many steps."""
+) -> Iterator[float | None]:
+    """The loop by hand; gives the loss of every so many steps, and waits after each."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0, fused=True)
     weights = [p.detach() for p in net.parameters()]
     average = [w.clone() for w in weights]
-    losses = []
     for n in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * n / steps)) / 2
         x0, x1, y = draw()
@@ -64,9 +68,7 @@ def bare(
         loss.backward()
         optimizer.step()
         torch._foreach_lerp_(average, weights, 1 - min(decay, (2 + n) / (11 + n)))
-        if (n + 1) % log_every == 0:
-            losses.append(loss.item())
-    return losses
+        yield None if (n + 1) % log_every else loss.item()
 
 
 GENERATOR = Key(0).fold("bare").generator()
@@ -80,7 +82,7 @@ def points() -> tuple[nn.Module, Draw]:
     )  # fmt: skip
 
 
-def images() -> tuple[nn.Module, Draw]:
+def digits() -> tuple[nn.Module, Draw]:
     data = DigitsData()
     pixels, labels = data.images["train"], data.targets["train"]
     options: dict[str, Any] = {"channels": 16, "channel_mult": (1, 2, 2), "num_blocks": 1}
@@ -99,6 +101,29 @@ def images() -> tuple[nn.Module, Draw]:
     return net, batches().__next__
 
 
+def photos() -> tuple[nn.Module, Draw]:
+    train: Any = PhotosData().sets["train"]
+    shape = (PHOTOS, 3, 32, 32)
+    options: dict[str, Any] = {"channels": 16, "channel_mult": (1, 1, 2, 4), "num_blocks": 1}
+    net = UNet(in_channels=3, **options, attention_levels=(2,), head_channels=16, num_classes=2)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        while True:
+            order = torch.randperm(len(train), generator=GENERATOR)
+            for index in order.split(PHOTOS)[: len(train) // PHOTOS]:
+                pixels = train.pixels[index]
+                mirrored = torch.rand(PHOTOS, 1, 1, 1, generator=GENERATOR) < 0.5
+                pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+                x1 = dequantise(pixels, torch.rand(shape, generator=GENERATOR), LEVELS)
+                yield torch.randn(shape, generator=GENERATOR), x1, train.labels[index]
+
+    return net, batches().__next__
+
+
+PHOTOS = 128
+"""Pictures in a batch."""
+
+
 @dataclass(frozen=True)
 class Case:
     """What both sides train."""
@@ -110,14 +135,19 @@ class Case:
     lr: float
     decay: float
     at_least: float
+    log_every: int = 50
+    options: tuple[str, ...] = ()
 
 
-LOG_EVERY, SAVE_EVERY = 50, 250
-"""Steps between two rows, and between two checkpoints."""
+SAVE_EVERY, LINES = 250, 10
+"""Steps between two checkpoints, and the lines of progress of a run."""
 
 CASES = {
     "points": Case("toy/moons", points, 1000, 15, 5e-3, 0.999, 0.74),
-    "images": Case("images/digits", images, 200, 13, 2e-3, 0.99, 0.98),
+    "images of 8 x 8": Case("images/digits", digits, 200, 9, 2e-3, 0.99, 0.98),
+    "images of 32 x 32": Case(
+        "images/photos", photos, 20, 7, 7e-3, 0.99, 0.98, 4, (f"--data.batch_size={PHOTOS}",)
+    ),
 }
 COMMON = (
     "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.judges=[]",
@@ -155,6 +185,57 @@ class Timed:
         _FitLoop.run = self.run  # type: ignore[method-assign]
 
 
+class Beside:
+    """The bare loop, which takes as many steps as ours whenever ours has taken some."""
+
+    def __init__(self, case: Case, steps: int, seed: int, clock: Callable[[], float]) -> None:
+        GENERATOR.manual_seed(seed)
+        with seeded(Key(seed).fold("weights")):
+            net, draw = case.make()
+        self.steps = bare(net, draw, steps, case.lr, case.decay, case.log_every)
+        self.clock, self.seconds, self.taken = clock, 0.0, 0
+        self.losses: list[float] = []
+        self.advance = Stretches.advance
+
+    def __enter__(self) -> "Beside":
+        def advance(stretches: Stretches, fetcher: Any) -> None:
+            self.advance(stretches, fetcher)
+            self.follow(stretches.trainer.global_step)
+
+        Stretches.advance = advance  # type: ignore[assignment, method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Stretches.advance = self.advance  # type: ignore[method-assign]
+
+    def follow(self, step: int) -> None:
+        begin = self.clock()
+        found = list(islice(self.steps, step - self.taken))
+        self.seconds += self.clock() - begin
+        self.taken += len(found)
+        self.losses += [loss for loss in found if loss is not None]
+
+    def training(self, steps: int) -> Training:
+        """What it did, and the work that ours has to show for itself."""
+        work = {
+            "steps": self.taken,
+            "averaged steps": self.taken,
+            "rows": len(self.losses),
+            "checkpoints": 1 + steps // min(steps, SAVE_EVERY),
+            "lines of progress": LINES,
+        }
+        return Training(self.seconds, self.losses, work)
+
+
+def together(
+    case: Case, steps: int, seed: int, clock: Callable[[], float]
+) -> tuple[Training, Training]:
+    """Ours and the bare loop, by turns."""
+    with Beside(case, steps, seed, clock) as beside:
+        mine = ours(case, steps, seed, clock)
+    return replace(mine, seconds=mine.seconds - beside.seconds), beside.training(steps)
+
+
 def ours(case: Case, steps: int, seed: int, clock: Callable[[], float]) -> Training:
     """The command, in this process."""
     with tempfile.TemporaryDirectory() as folder, Timed(clock) as timed:
@@ -166,7 +247,7 @@ def ours(case: Case, steps: int, seed: int, clock: Callable[[], float]) -> Train
                     "fit", f"--config=configs/{case.config}.yaml", *COMMON, f"--run_dir={run}",
                     f"--seed_everything={seed}", f"--trainer.max_steps={steps}",
                     f"--checkpoints.every_n_train_steps={min(steps, SAVE_EVERY)}",
-                    f"--trainer.log_every_n_steps={LOG_EVERY}",
+                    f"--trainer.log_every_n_steps={case.log_every}", *case.options,
                 ]
             )  # fmt: skip
         if status:
@@ -184,34 +265,13 @@ def ours(case: Case, steps: int, seed: int, clock: Callable[[], float]) -> Train
     return Training(timed.seconds, losses, work)
 
 
-def theirs(case: Case, steps: int, seed: int, clock: Callable[[], float]) -> Training:
-    """The bare loop, and the work that ours has to show for itself."""
-    GENERATOR.manual_seed(seed)
-    with seeded(Key(seed).fold("weights")):
-        net, draw = case.make()
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # with which Lightning slows Adam down
-    gc.collect()
-    begin = clock()
-    losses = bare(net, draw, steps, case.lr, case.decay, LOG_EVERY)
-    work = {
-        "steps": steps,
-        "averaged steps": steps,
-        "rows": len(losses),
-        "checkpoints": 1 + steps // min(steps, SAVE_EVERY),
-        "lines of progress": 10,
-    }
-    return Training(clock() - begin, losses, work)
-
-
 def compare(name: str, flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of one case, and its final losses."""
     case, clock = CASES[name], CLOCKS[flags.clock]
     steps = flags.steps or case.steps
     pairs, ends = [], []
     for seed in range(min(flags.repeats, case.pairs) + 1):  # the first is the warm-up
-        both = [(ours, theirs), (theirs, ours)][seed % 2]
-        found = {side: side(case, steps, seed, clock) for side in both}
-        a, b = found[ours], found[theirs]
+        a, b = together(case, steps, seed, clock)
         require_equal_work(a.work, b.work)
         if seed:
             pairs.append((a.seconds, b.seconds))

@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from loop import CASES, LOG_EVERY, SAVE_EVERY, Case, Timed, Training, ours
+from loop import CASES, SAVE_EVERY, Case, Timed, Training, ours
 from ratios import require_equal_losses, require_equal_work, row
 from timing import begin, parser, report, turn
 from torch import Tensor
@@ -89,7 +89,7 @@ def naive(case: Case, steps: int, seed: int) -> Training:
             every_n_train_steps=min(steps, SAVE_EVERY),
         )
         trainer = Trainer(
-            accelerator="cpu", devices=1, max_steps=steps, log_every_n_steps=LOG_EVERY,
+            accelerator="cpu", devices=1, max_steps=steps, log_every_n_steps=case.log_every,
             logger=CSVLogger(folder, "", ""), callbacks=[average, checkpoints], enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(
