@@ -510,8 +510,10 @@ def of_trainer(message: str, trainer: dict[str, Any]) -> str:
         if found := re.search("|".join(words), message):
             first[name] = found.start()
     option = min(first, key=lambda name: first[name]) if first else "accelerator"
-    start = f"trainer.{option}={trainer[option]}: "
-    return start + " ".join(message.split())
+    words = f"trainer.{option}={trainer[option]}: {' '.join(message.split())}"
+    if "backend found" in message:  # none, that is
+        words += " Set it to cpu or auto; `fmlightning doctor` says what is there"
+    return words
 
 
 def say(text: str) -> None:

@@ -17,7 +17,9 @@ from fmlightning.flow.shapes import require_like
 def dequantise(pixels: Tensor, u: Tensor, levels: int) -> Tensor:
     """Equation (1), from integer levels k and uniform numbers u of the same shape."""
     require_like("u", u, "pixels", pixels)
-    return (pixels + u).mul_(2).div_(levels).sub_(1)  # a picture's batch is large, and each of them a pass
+    return (
+        (pixels + u).mul_(2).div_(levels).sub_(1)
+    )  # a picture's batch is large, and each of them a pass
 
 
 def quantise(x: Tensor, levels: int) -> Tensor:

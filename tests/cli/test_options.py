@@ -73,6 +73,15 @@ def test_bad_input_is_one_message_before_any_training(fmlightning, name, runs_be
     assert not list(runs_below_tmp.rglob("*")), "something was written"
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_said_with_a_way_on(fmlightning, runs_below_tmp):
+    status, shown = fmlightning(*MOONS, "--trainer.accelerator=gpu", "--wandb.mode=disabled")
+    assert status == 2
+    assert "trainer.accelerator=gpu" in shown
+    assert "Set it to cpu or auto" in shown
+    assert not list(runs_below_tmp.rglob("*"))
+
+
 def test_debug_shows_the_traceback(command):
     result = command(*MOONS, "--ema.decay=1", "--debug")
     assert "Traceback" in result.stderr
