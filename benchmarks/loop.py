@@ -144,9 +144,9 @@ SAVE_EVERY, LINES = 250, 10
 
 CASES = {
     "points": Case("toy/moons", points, 1000, 15, 5e-3, 0.999, 0.74),
-    "images of 8 x 8": Case("images/digits", digits, 200, 9, 2e-3, 0.99, 0.98),
+    "images of 8 x 8": Case("images/digits", digits, 200, 7, 2e-3, 0.99, 0.98),
     "images of 32 x 32": Case(
-        "images/photos", photos, 20, 7, 7e-3, 0.99, 0.98, 4, (f"--data.batch_size={PHOTOS}",)
+        "images/photos", photos, 20, 6, 7e-3, 0.99, 0.98, 4, (f"--data.batch_size={PHOTOS}",)
     ),
 }
 COMMON = (

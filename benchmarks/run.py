@@ -29,7 +29,7 @@ SCRIPTS: dict[str, tuple[int, str]] = {
     "sampling": (400, "--repeats=41"),
     "couplings": (400, "--repeats=11"),
     "ot_cfm": (600, "--steps=250 --image_steps=6 --image_repeats=9"),
-    "loop": (600, ""),
+    "loop": (900, ""),
     "ema": (400, ""),
     "naive": (300, ""),
     "images": (400, "--repeats=9 --fit_steps=6"),
