@@ -54,10 +54,11 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def bare(
     net: nn.Module, draw: Draw, steps: int, lr: float, decay: float, log_every: int
 ) -> Iterator[float | None]:
-    """The loop by hand; gives the loss of every so many steps, and waits after each."""
+    """The loop by hand; waits before the first step and after each, and gives the loss of every so many."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0, fused=True)
     weights = [p.detach() for p in net.parameters()]
     average = [w.clone() for w in weights]
+    yield None
     for n in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * n / steps)) / 2
         x0, x1, y = draw()
@@ -193,6 +194,7 @@ class Beside:
         with seeded(Key(seed).fold("weights")):
             net, draw = case.make()
         self.steps = bare(net, draw, steps, case.lr, case.decay, case.log_every)
+        next(self.steps)
         self.clock, self.seconds, self.taken = clock, 0.0, 0
         self.losses: list[float] = []
         self.advance = Stretches.advance
@@ -209,9 +211,11 @@ class Beside:
         Stretches.advance = self.advance  # type: ignore[method-assign]
 
     def follow(self, step: int) -> None:
+        gc.disable()  # most of the garbage is ours to collect
         begin = self.clock()
         found = list(islice(self.steps, step - self.taken))
         self.seconds += self.clock() - begin
+        gc.enable()
         self.taken += len(found)
         self.losses += [loss for loss in found if loss is not None]
 

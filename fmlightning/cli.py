@@ -510,10 +510,10 @@ def of_trainer(message: str, trainer: dict[str, Any]) -> str:
         if found := re.search("|".join(words), message):
             first[name] = found.start()
     option = min(first, key=lambda name: first[name]) if first else "accelerator"
-    words = f"trainer.{option}={trainer[option]}: {' '.join(message.split())}"
+    said = f"trainer.{option}={trainer[option]}: {' '.join(message.split())}"
     if "backend found" in message:  # none, that is
-        words += " Set it to cpu or auto; `fmlightning doctor` says what is there"
-    return words
+        said += " Set it to cpu or auto; `fmlightning doctor` says what is there"
+    return said
 
 
 def say(text: str) -> None:

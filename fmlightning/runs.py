@@ -66,7 +66,7 @@ RUN_FILES = {
     "ema",
     "wandb",
 }
-UNFINISHED = {"config.tmp"}
+UNFINISHED = "config.tmp"
 """All that is left of a run which was killed before its config was whole."""
 
 RUN_MARKS = ("config.yaml", "manifest.json", "metrics.csv", "checkpoints")
@@ -138,7 +138,10 @@ def require_vacant(folder: Path) -> None:
     file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if file:
         raise ValueError(f"run_dir={folder} cannot be: {file} is a file; {cure}")
-    inside = {p.name for p in folder.iterdir()} - UNFINISHED if folder.is_dir() else set()
+    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    left = folder / UNFINISHED
+    if left.is_file() and not left.is_symlink():
+        inside -= {UNFINISHED}
     if inside and not inside & RUN_FILES:
         raise ValueError(f"run_dir={folder} holds other files and no run; {cure}")
 

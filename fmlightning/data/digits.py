@@ -71,7 +71,7 @@ class DigitsData(FlowData):
         if self.whole_epoch is None or self.whole_epoch[0] != key:
             # at once, and in its order: the arithmetic of its noise is then a fifth as slow
             self.whole_epoch = key, self.batch("train", self.order.permutation(epoch), key)
-        return {name: value[place][rows] for name, value in self.whole_epoch[1].items()}
+        return {name: value[place][rows].clone() for name, value in self.whole_epoch[1].items()}
 
     def eval_samples(self, split: str) -> Batch:
         split = "train" if split == "reference" else split

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,13 +13,28 @@ import torch
 import yaml
 
 import fmlightning as package
-from fmlightning.runs import config_hash, run_directory
+from fmlightning.runs import config_hash, require_vacant, run_directory
 
 STEPS = ("--trainer.max_steps=4",)
 
 
 def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["file", "with another", "directory", "link"])
+def test_a_start_that_was_killed_leaves_its_directory_free_and_nothing_else_does(kind, tmp_path):
+    left = tmp_path / "config.tmp"
+    if kind == "directory":
+        left.mkdir()
+    elif kind == "link":
+        left.symlink_to(tmp_path / "elsewhere")
+    else:
+        left.write_text("half a conf")
+    if kind == "with another":
+        (tmp_path / "thesis.tex").touch()
+    with nullcontext() if kind == "file" else pytest.raises(ValueError, match="no run"):
+        require_vacant(tmp_path)
 
 
 def test_a_run_holds_all_it_needs(fit):

@@ -50,6 +50,16 @@ def test_batches_resume_in_the_middle_of_an_epoch():
     assert all(torch.equal(a, b) for a, b in zip(stream[17:], resumed, strict=False))
 
 
+def test_a_batch_of_digits_is_its_callers_to_change():
+    data = DigitsData()
+    first = data.train_batch(3, slice(0, 8))
+    kept = {name: value.clone() for name, value in first.items()}
+    for value in first.values():
+        value.zero_()
+    again = data.train_batch(3, slice(0, 8))
+    assert all(torch.equal(again[name], kept[name]) for name in kept)
+
+
 def test_the_splits_of_the_digits_are_disjoint_and_do_not_move_with_the_seed():
     a, b = DigitsData(seed=0), DigitsData(seed=1)
     assert [len(a.images[s]) for s in ("train", "val", "test")] == [1297, 150, 350]
