@@ -17,9 +17,8 @@ from fmlightning.flow.shapes import require_like
 def dequantise(pixels: Tensor, u: Tensor, levels: int) -> Tensor:
     """Equation (1), from integer levels k and uniform numbers u of the same shape."""
     require_like("u", u, "pixels", pixels)
-    return (
-        (pixels + u).mul_(2).div_(levels).sub_(1)
-    )  # a picture's batch is large, and each of them a pass
+    x = pixels + u
+    return x.mul_(2).div_(levels).sub_(1)  # in place: x is new, and a batch of pictures large
 
 
 def quantise(x: Tensor, levels: int) -> Tensor:
