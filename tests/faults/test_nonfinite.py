@@ -375,6 +375,20 @@ def test_on_a_gpu(train, spoil, precision):
     )
 
 
+def test_gradients_are_held_until_the_end_of_their_step(train, monkeypatch):
+    held, end = [], nonfinite.NonFinite.on_train_batch_end
+
+    def watched(guard, *args):
+        before = len(guard.gradients)
+        end(guard, *args)
+        held.append((before > 0, len(guard.gradients)))
+
+    monkeypatch.setattr(nonfinite.NonFinite, "on_train_batch_end", watched)
+    status, _, _ = train("--trainer.max_steps=3")
+    assert status == 0
+    assert held == [(True, 0)] * 3
+
+
 def norm(optimizer):
     return nonfinite.norm_of(nonfinite.gradients_of(optimizer))
 
