@@ -59,9 +59,10 @@ $(BENCH)/.installed: benchmarks/requirements.txt $(STAMP)
 	$(BIN)/python -m pip --python $(BENCH)/bin/python install --quiet --no-deps --requirement $<
 	touch $@
 
-lint: $(STAMP) ## ruff, the format check and mypy
+lint: $(STAMP) ## ruff, the format check, who may import whom, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: $(STAMP) ## let ruff rewrite the files

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.nets.unet import UNet
-from fmlightning.training.ema import EMA
+from fmlightning.training.ema.callback import EMA
 
 DECAY, ATOL = 0.999, 1e-6
 

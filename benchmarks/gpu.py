@@ -33,13 +33,13 @@ from timing import alternated, report
 from torch import nn
 
 from fmlightning.__main__ import main as fmlightning
-from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.objectives import mean_cfm_loss
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.objectives.cfm import mean_cfm_loss
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.nets.unet import UNet
 
 RESULTS = Path(__file__).parent / "results"

@@ -26,16 +26,16 @@ from timing import begin, parser, report, seconds
 from torch import nn
 
 from fmlightning.__main__ import main as fmlightning
-from fmlightning.data.images import Collection, ImageData
-from fmlightning.data.pictures import Held
+from fmlightning.data.images.base import Collection, ImageData
+from fmlightning.data.images.datasets import Held
 from fmlightning.flow.couplings import MinibatchOT
-from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.objectives import mean_cfm_loss
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.objectives.cfm import mean_cfm_loss
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.nets.mlp import TimeMLP
 
 Run = Callable[[], Any]

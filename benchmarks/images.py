@@ -33,11 +33,11 @@ from torch.nn.utils import clip_grad_norm_
 from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
 from fmlightning.__main__ import main as fmlightning
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.objectives import mean_cfm_loss
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.objectives.cfm import mean_cfm_loss
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear
 
 CHANNELS, BATCH, DROPOUT, LR = 32, 8, 0.1, 2e-4
 CLIP, DECAY = 1.0, 0.9999

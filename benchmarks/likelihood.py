@@ -17,11 +17,11 @@ from timing import report, settings, side_by_side
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import log_prob
-from fmlightning.flow.ode import Method, ODESolver
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import Method, ODESolver
 from fmlightning.flow.sources import Gaussian
 from fmlightning.nets.mlp import TimeMLP
 

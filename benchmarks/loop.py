@@ -36,16 +36,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmlightning.__main__ import main as fmlightning
-from fmlightning.data.digits import DigitsData
-from fmlightning.data.images import LEVELS
-from fmlightning.data.photos import PhotosData
+from fmlightning.data.images.base import LEVELS
+from fmlightning.data.images.digits import DigitsData
+from fmlightning.data.images.photos import PhotosData
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.levels import dequantise
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.pixels import dequantise
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.nets.unet import UNet
-from fmlightning.training.loop import Stretches
+from fmlightning.training.lightning.fast_loop import Stretches
 
 Draw = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.nets.mlp import TimeMLP
 

@@ -18,15 +18,15 @@ from timing import begin, by_turns, report
 from torch import Tensor, nn
 
 import fmlightning
-from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.maximum_likelihood import MaximumLikelihood
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.objectives import cfm_loss
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.objectives.cfm import cfm_loss
+from fmlightning.flow.objectives.maximum_likelihood import MaximumLikelihood
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture
 from fmlightning.nets.mlp import TimeMLP
 
 BATCH = 256

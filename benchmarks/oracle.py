@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.theory.mixture import GaussianMixture
 
 POINTS, COMPONENTS, TIME = 100_000, 64, 0.6
 

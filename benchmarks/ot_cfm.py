@@ -32,8 +32,8 @@ from timing import begin, parser, report, turn
 from torch import Tensor
 
 from fmlightning.__main__ import main as fmlightning
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.nets.mlp import TimeMLP
 

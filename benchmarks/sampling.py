@@ -17,10 +17,10 @@ from timing import by_turns, report, settings
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.nets.mlp import TimeMLP
 
 NFE = 100

@@ -17,10 +17,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.sampling import sample
-from fmlightning.plotting import frame, tile
-from fmlightning.runs import Run, load_flow
+from fmlightning.cli.load import load_flow
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import sample
+from fmlightning.metrics.figures import frame, tile
+from fmlightning.runs.directory import Run
 
 POINTS, LINES, STATES = 2000, 120, 41
 IMAGES, FRAMES = 8, 9

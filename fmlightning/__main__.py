@@ -6,7 +6,8 @@ Commands that need no model start without torch.
 import os
 import sys
 
-from fmlightning.allowed import allowing
+from fmlightning.cli.allowed import allowing
+from fmlightning.cli.errors import is_users, message
 
 HELP = """\
 usage: fmlightning COMMAND ...
@@ -102,67 +103,67 @@ def split_allow(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def run(command: str, argv: list[str]) -> int:
     if command in TRAINER:  # what is wrong with a file is said before torch is loaded
-        from fmlightning.config_files import check_files, with_config
+        from fmlightning.cli.config_files import check_files, with_config
 
         command, *argv = with_config([command, *argv])
         check_files(argv)
     if command == "fit":
-        from fmlightning.signals import listening
+        from fmlightning.runs.signals import listening
 
         with listening():  # from here, because the next import takes seconds
-            from fmlightning.cli import train
+            from fmlightning.cli.fit import train
 
             return train([command, *argv])
     if command in TRAINER:
-        from fmlightning.cli import train
+        from fmlightning.cli.fit import train
 
         return train([command, *argv])
     if command == "find_batch_size":
-        from fmlightning.batch_size.command import main as find_batch_size
+        from fmlightning.cli.find_batch_size.command import main as find_batch_size
 
         return find_batch_size(argv)
     if command == "sample":
-        from fmlightning.sample import main as sample
+        from fmlightning.cli.sample import main as sample
 
         return sample(argv)
     if command == "ema":
-        from fmlightning.averages import main as ema
+        from fmlightning.cli.ema import main as ema
 
         return ema(argv)
     if command == "export":
-        from fmlightning.export import main as export
+        from fmlightning.cli.export import main as export
 
         return export(argv)
     if command == "evaluate":
-        from fmlightning.evaluate.command import main as evaluate
+        from fmlightning.studies.evaluate.command import main as evaluate
 
         return evaluate(argv)
     if command == "sweep":
-        from fmlightning.sweep.command import main as sweep
+        from fmlightning.studies.sweep.command import main as sweep
 
         return sweep(argv)
     if command == "verify":
-        from fmlightning.verify import main as verify
+        from fmlightning.cli.verify import main as verify
 
         return verify(argv)
     if command == "reproduce":
-        from fmlightning.reproduce import main as reproduce
+        from fmlightning.cli.reproduce import main as reproduce
 
         return reproduce(argv)
     if command == "doctor":
-        from fmlightning.doctor import main as doctor
+        from fmlightning.cli.doctor import main as doctor
 
         return doctor(argv)
     if command == "ls":
-        from fmlightning.listing import main as listing
+        from fmlightning.studies.report.ls import main as listing
 
         return listing(argv)
     if command == "show":
-        from fmlightning.showing import main as showing
+        from fmlightning.studies.report.show import main as showing
 
         return showing(argv)
     if command == "report":
-        from fmlightning.report.command import main as report
+        from fmlightning.studies.report.command import main as report
 
         return report(argv)
     import difflib
@@ -170,30 +171,6 @@ def run(command: str, argv: list[str]) -> int:
     close = difflib.get_close_matches(command, COMMANDS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"unknown command {command!r}: {hint}the commands are {', '.join(COMMANDS)}")
-
-
-def is_users(error: Exception) -> bool:
-    """Whether an error is about what was asked for, and so needs a message and not a traceback."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(
-        names
-        & {
-            "ValueError",
-            "OSError",
-            "MisconfigurationException",
-            "SolverError",
-            "NonFiniteError",
-            "YAMLError",
-        }
-    )
-
-
-def message(error: Exception) -> str:
-    return (
-        f"{error.strerror}: {error.filename}"
-        if isinstance(error, OSError) and error.filename
-        else str(error)
-    )
 
 
 if __name__ == "__main__":

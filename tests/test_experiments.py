@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fmlightning.sweep.file import read_sweep
-from fmlightning.sweep.plan import plan
+from fmlightning.studies.sweep.file import read_sweep
+from fmlightning.studies.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"digits/sweep": 9, "digits/guidance": 3, "photos/sweep": 9}

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from fmlightning.occupied import leave, lock_file, occupant, occupy
+from fmlightning.runs.lock import leave, lock_file, occupant, occupy
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fmlightning.occupied import occupy
+from fmlightning.runs.lock import occupy
 occupy(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.toys import EightGaussians
 
 FILE = Path(__file__).parent.parent / "experiments" / "solvers_exact" / "errors.py"

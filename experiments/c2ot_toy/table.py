@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from fmlightning.flow.couplings import C2OT, Coupling, Independent, MinibatchOT
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.metrics.transport import wasserstein2
 

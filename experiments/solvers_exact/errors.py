@@ -18,10 +18,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, MixturePath
-from fmlightning.flow.ode import LogSNRGrid, ODESolver
-from fmlightning.flow.schedules import Linear, VariancePreserving
-from fmlightning.flow.times import TimeGrid, UniformGrid
+from fmlightning.flow.paths.schedules import Linear, VariancePreserving
+from fmlightning.flow.solvers.ode import LogSNRGrid, ODESolver
+from fmlightning.flow.solvers.time_grids import TimeGrid, UniformGrid
+from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
 from fmlightning.flow.toys import EightGaussians
 
 STAGES = {"euler": 1, "midpoint": 2, "heun2": 2, "rk4": 4, "ab2": 1, "dpmpp_2m": 1}

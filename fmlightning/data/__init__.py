@@ -1,1 +1,5 @@
-"""DataModules whose batch is always {"x1": ..., "y": ...?, "index": ...}."""
+"""DataModules of points, images, latents and pairs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fmlightning.flow.fields import NetworkField
-from fmlightning.flow.predictions import to_endpoints
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.predictions import to_endpoints
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like
 
 

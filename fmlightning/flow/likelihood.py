@@ -29,8 +29,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmlightning.flow.keys import Rows
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.schedules import Schedule
+from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import (
     Field,
     PerSample,
@@ -40,6 +39,7 @@ from fmlightning.flow.shapes import (
     require_like,
     require_time,
 )
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.sources import Source
 
 Map = Callable[[Tensor], Tensor]

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fmlightning.flow.fields import NetworkField
+from fmlightning.flow.models import NetworkField
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)

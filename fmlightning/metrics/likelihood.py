@@ -12,14 +12,14 @@ import warnings
 import torch
 from torch import Tensor
 
-from fmlightning.flow.fields import TrainedField
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import bits_per_dimension, hutchinson_probe, likelihood
-from fmlightning.flow.maximum_likelihood import Divergence
-from fmlightning.flow.ode import AdaptiveMethod, ODESolver
+from fmlightning.flow.models import TrainedField
+from fmlightning.flow.objectives.maximum_likelihood import Divergence
 from fmlightning.flow.shapes import Labels, PerSample, Points
+from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
 from fmlightning.flow.sources import Source
-from fmlightning.metrics.judge import Judge
+from fmlightning.metrics.metric import Judge
 
 
 class NegativeLogLikelihood(Judge):

@@ -15,12 +15,12 @@ Source: Tong et al. 2024, arXiv:2302.00482, sec. 5.1, with Euler's method in 100
 import torch
 from torch import Tensor
 
-from fmlightning.flow.fields import TrainedField
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.sampling import sample, source_points
+from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import sample, source_points
 from fmlightning.flow.sources import Source
-from fmlightning.metrics.judge import Judge
+from fmlightning.metrics.metric import Judge
 from fmlightning.metrics.straightness import Straightness
 from fmlightning.metrics.transport import wasserstein2
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.flow.shapes import Labels, Points
-from fmlightning.metrics.judge import Judge
+from fmlightning.metrics.metric import Judge
 
 
 def wasserstein2(x: Points, y: Points) -> float:

@@ -1,1 +1,5 @@
-"""Velocity networks `net(x, t, y=None, rows=None) -> like x`, each complete in its file."""
+r"""Networks: \`net(x, t, y=None) -> like x\`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

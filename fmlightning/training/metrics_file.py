@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fmlightning.training.sealed import naming
+from fmlightning.runs.checksum import naming
 
 
 class MetricsFile(Logger):

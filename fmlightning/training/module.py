@@ -22,28 +22,28 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Shard
 from fmlightning.flow.couplings import Coupling, Independent, Potential, SemidiscreteOT
-from fmlightning.flow.fields import NetworkField, TrainedField, evaluate, require_one_noise
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.keys import Key, Rows
-from fmlightning.flow.maximum_likelihood import MaximumLikelihood
-from fmlightning.flow.objectives import cfm_loss, mean_cfm_loss
-from fmlightning.flow.ode import ODESolver, Solution
-from fmlightning.flow.paths import AffinePath, PathSample
-from fmlightning.flow.predictions import Prediction, domain
-from fmlightning.flow.sampling import sample
-from fmlightning.flow.schedules import Linear, Schedule
+from fmlightning.flow.models import NetworkField, TrainedField, evaluate, require_one_noise
+from fmlightning.flow.objectives.cfm import cfm_loss, mean_cfm_loss
+from fmlightning.flow.objectives.maximum_likelihood import MaximumLikelihood
+from fmlightning.flow.objectives.time_samplers import TimeSampler, Uniform
+from fmlightning.flow.objectives.weightings import Unweighted, Weighting
+from fmlightning.flow.paths.affine import AffinePath, PathSample
+from fmlightning.flow.paths.predictions import Prediction, domain
+from fmlightning.flow.paths.schedules import Linear, Schedule
+from fmlightning.flow.solvers.ode import ODESolver, Solution
+from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.sources import Gaussian, Given, Source
-from fmlightning.flow.times import TimeSampler, Uniform
-from fmlightning.flow.weightings import Unweighted, Weighting
-from fmlightning.metrics.binned import BinnedMean
-from fmlightning.metrics.cache import cached
-from fmlightning.training.ahead import MOST_AHEAD
-from fmlightning.training.checkpoints import require_same_layout
-from fmlightning.training.decay import Decay
-from fmlightning.training.ema import evaluation_weights
+from fmlightning.metrics.means import BinnedMean
+from fmlightning.runs.cache import cached
+from fmlightning.runs.checkpoint import require_same_layout
+from fmlightning.training.draws import Numbers
+from fmlightning.training.ema.callback import evaluation_weights
+from fmlightning.training.lr_schedules import Decay
 from fmlightning.training.nonfinite import guard
-from fmlightning.training.numbers import Numbers
 from fmlightning.training.pairing import BatchPairing, Fit, PairedBatches, SetPairing, Share
+from fmlightning.training.prefetch import MOST_AHEAD
 
 BINS = 8
 

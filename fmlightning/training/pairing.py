@@ -18,7 +18,7 @@ from fmlightning.data.order import Batch
 from fmlightning.flow.couplings import Coupling, Potential, SemidiscreteOT
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
-from fmlightning.training.ahead import Ahead
+from fmlightning.training.prefetch import Ahead
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fmlightning.batch_size.command import Laboratory, parse, size, verdict
-from fmlightning.batch_size.search import Trial, largest, search
+from fmlightning.cli.find_batch_size.command import Laboratory, parse, size, verdict
+from fmlightning.cli.find_batch_size.search import Trial, largest, search
 
 GIB = 2**30
 

@@ -7,17 +7,22 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from fmlightning.callbacks.oracle import OracleError
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.couplings import Independent, MinibatchOT
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.objectives import mean_square
-from fmlightning.flow.schedules import Linear, SchrodingerBridge, Trigonometric, VariancePreserving
+from fmlightning.flow.objectives.cfm import mean_square
+from fmlightning.flow.paths.schedules import (
+    Linear,
+    SchrodingerBridge,
+    Trigonometric,
+    VariancePreserving,
+)
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.metrics.means import MeanWithError
 from fmlightning.nets.mlp import TimeMLP
+from fmlightning.training.callbacks.oracle import OracleError
 from fmlightning.training.module import FlowMatching
 
 LAW = GaussianMixture([0.5, 0.3, 0.2], [[-2.0, 0.0], [1.0, 1.0], [1.0, -2.0]], [0.5, 0.3, 0.8])

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import fmlightning as package
-from fmlightning.training.sealed import require_whole
-from fmlightning.training.snapshots import read_snapshot, snapshots
+from fmlightning.runs.checksum import require_whole
+from fmlightning.training.ema.snapshots import read_snapshot, snapshots
 
 SMALL = (
     "toy/moons", "--model.network.width=16", "--model.network.depth=2", "--data.val_size=64", "--data.test_size=64",

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from fmlightning import doctor, rehearsal
-from fmlightning.doctor import Line, installed, public
-from fmlightning.metrics.features import WEIGHTS
+from fmlightning.cli import doctor
+from fmlightning.cli import resume_check as rehearsal
+from fmlightning.cli.doctor import Line, installed, public
+from fmlightning.metrics.features.networks import WEIGHTS
 
 MARKS = ("ok", "note", "FAIL")
 QUICK = ("doctor", "--no-training")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fmlightning.cli import instantiate_data
-from fmlightning.evaluate.bench import instantiate_judges
-from fmlightning.evaluate.table import headline, table
+from fmlightning.cli.build import instantiate_data
+from fmlightning.cli.load import load_flow
 from fmlightning.flow.guidance import Guidance
+from fmlightning.metrics.figures import quality
 from fmlightning.metrics.transport import wasserstein2
-from fmlightning.plotting import quality
-from fmlightning.runs import Run, load_flow
+from fmlightning.runs.directory import Run
+from fmlightning.studies.evaluate.scoring import instantiate_judges
+from fmlightning.studies.evaluate.table import headline, table
 
 JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 SMALL = (

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fmlightning as package
-from fmlightning.runs import Run, read_weights
+from fmlightning.runs.directory import Run
+from fmlightning.runs.weights import read_weights
 
 SMALL = ("--trainer.max_steps=4", "--data.val_size=64", "--evaluation.judges=[]")
 

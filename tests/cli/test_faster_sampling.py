@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from fmlightning import compiled
-from fmlightning.compiled import Gain
-from fmlightning.runs import load_flow
+from fmlightning.cli import device as compiled
+from fmlightning.cli.device import Gain
+from fmlightning.cli.load import load_flow
 
 SMALL = ("--trainer.max_steps=2", "--model.network.width=16", "--data.val_size=64")
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from fmlightning.__main__ import main
-from fmlightning.comparison import Record, compare, compare_metric, compare_tensors
-from fmlightning.reproduce import WHERE_AND_HOW_FAST, beside, vacant, watch
-from fmlightning.runs import Run, config_hash
-from fmlightning.training.checkpoints import SealedFiles, read_checkpoint
+from fmlightning.cli.reproduce import WHERE_AND_HOW_FAST, beside, vacant, watch
+from fmlightning.runs.checkpoint import read_checkpoint
+from fmlightning.runs.compare import Record, compare, compare_metric, compare_tensors
+from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.directory import Run
+from fmlightning.training.lightning.checkpoints import SealedFiles
 
 JUDGE = "[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]"
 SMALL = (
@@ -361,7 +363,9 @@ def test_a_stopped_second_run_is_gone_on_with(run, other, trained, fmlightning, 
         shutil.copy(trained / "manifest.json", other)
         return subprocess.Popen([sys.executable, "-c", ""])
 
-    monkeypatch.setattr("fmlightning.reproduce.watch", lambda command, *_: popen(command).wait())
+    monkeypatch.setattr(
+        "fmlightning.cli.reproduce.watch", lambda command, *_: popen(command).wait()
+    )
     status, shown = fmlightning("reproduce", run, "--run_dir", other)
     assert status == 0, shown
     assert started[0][-2:] == ["--ckpt_path", "auto"]
@@ -370,7 +374,7 @@ def test_a_stopped_second_run_is_gone_on_with(run, other, trained, fmlightning, 
 
 
 def test_a_second_run_that_fails_is_not_compared(run, fmlightning, monkeypatch):
-    monkeypatch.setattr("fmlightning.reproduce.watch", lambda *_: 2)
+    monkeypatch.setattr("fmlightning.cli.reproduce.watch", lambda *_: 2)
     status, shown = fmlightning("reproduce", run)
     assert status == 2
     assert "did not come to its end (exit status 2)" in shown

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 import fmlightning as package
-from fmlightning.runs import config_hash, require_vacant, run_directory
+from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.directory import require_vacant, run_directory
 
 STEPS = ("--trainer.max_steps=4",)
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-from fmlightning.data.corrupted import CorruptedData
-from fmlightning.data.corruptions import Blurred, Downsampled, Noisy
-from fmlightning.data.digits import DigitsData
+from fmlightning.data.images.digits import DigitsData
 from fmlightning.data.order import Shard
+from fmlightning.data.pairs.base import CorruptedData
+from fmlightning.data.pairs.corruptions import Blurred, Downsampled, Noisy
 from fmlightning.flow.keys import Key
 
 SMALL = (

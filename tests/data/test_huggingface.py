@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fmlightning.data.huggingface import HuggingFaceData
+from fmlightning.data.images.huggingface import HuggingFaceData
 from fmlightning.flow.keys import Key
 
 

@@ -9,13 +9,13 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from fmlightning.data.celeba import CelebAData
-from fmlightning.data.decoding import BadPicture, Decoder, centre_crop
-from fmlightning.data.folders import FolderData
-from fmlightning.data.imagenet import ImageNetData
+from fmlightning.data.images.celeba import CelebAData
+from fmlightning.data.images.decode import BadPicture, Decoder, centre_crop
+from fmlightning.data.images.folders import FolderData
+from fmlightning.data.images.imagenet import ImageNetData
 from fmlightning.data.order import Shard
 from fmlightning.flow.keys import Key
-from fmlightning.flow.levels import quantise
+from fmlightning.flow.pixels import quantise
 
 
 def random_bytes(*shape, seed=0):

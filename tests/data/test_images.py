@@ -4,12 +4,12 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from fmlightning.data.images import Collection, ImageData
+from fmlightning.data.images.base import Collection, ImageData
+from fmlightning.data.images.datasets import Held
+from fmlightning.data.images.photos import BANDS, PhotosData, patches
 from fmlightning.data.order import Shard
-from fmlightning.data.photos import BANDS, PhotosData, patches
-from fmlightning.data.pictures import Held
 from fmlightning.flow.keys import Key
-from fmlightning.flow.levels import quantise
+from fmlightning.flow.pixels import quantise
 
 
 class SmallData(ImageData):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fmlightning.cli import instantiate_data
-from fmlightning.data.autoencoders import DiffusersAutoencoder, SmallAutoencoder
-from fmlightning.data.digits import DigitsData
-from fmlightning.data.latents import LatentData, Store
+from fmlightning.cli.build import instantiate_data
+from fmlightning.data.images.digits import DigitsData
+from fmlightning.data.latents.autoencoders import DiffusersAutoencoder, SmallAutoencoder
+from fmlightning.data.latents.base import LatentData, Store
 from fmlightning.data.order import Shard
-from fmlightning.runs import Run
+from fmlightning.runs.directory import Run
 
 TINY = SmallAutoencoder(steps=3, channels=8)
 CONFIG = (

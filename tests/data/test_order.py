@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fmlightning.data.digits import DigitsData
+from fmlightning.data.images.digits import DigitsData
 from fmlightning.data.order import EvalBatches, Order, Shard
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
-from fmlightning.flow.levels import dequantise, quantise
+from fmlightning.flow.pixels import dequantise, quantise
 
 
 def test_an_epoch_is_a_permutation_and_epochs_differ():

@@ -7,8 +7,8 @@ import torch
 from fmlightning.data.points import PointsFile
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
-from fmlightning.flow.scattered import ScatteredGaussians
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.random_mixture import ScatteredGaussians
 from fmlightning.flow.toys import (
     Checkerboard,
     EightGaussians,

@@ -15,7 +15,7 @@ import scipy.io
 import torch
 import torchvision.datasets
 
-from fmlightning.data.standard import (
+from fmlightning.data.images.standard import (
     CIFAR10Data,
     CIFAR100Data,
     FashionMNISTData,

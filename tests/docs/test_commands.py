@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fmlightning.__main__ import TRAINER, run, split_allow
-from fmlightning.allowed import allowing
-from fmlightning.commands import Parser
-from fmlightning.config_files import check_files
+from fmlightning.cli.allowed import allowing
+from fmlightning.cli.argparser import Parser
+from fmlightning.cli.config_files import check_files
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["README.md", "CONTRIBUTING.md", "configs/**/*.yaml", "experiments/*/*.md", "experiments/*/*.yaml"]  # fmt: skip
@@ -59,7 +59,7 @@ def parse_only(parser, main, *args):
 @pytest.fixture(scope="module")
 def resolve():
     """Options of `fit` and its like against the whole parser, which is built once."""
-    from fmlightning.sweep.resolve import Reading
+    from fmlightning.studies.sweep.resolve import Reading
 
     reading = None
 
@@ -86,12 +86,12 @@ def my_package(tmp_path, monkeypatch):
 
 def take(words, resolve):
     """Parse one command line."""
-    from fmlightning.batch_size.command import parse as find_batch_size
-    from fmlightning.evaluate.command import parse as evaluate
-    from fmlightning.reproduce import parse as reproduce
-    from fmlightning.sample import parse as sample
-    from fmlightning.sweep.command import parse as sweep
-    from fmlightning.sweep.file import read_sweep
+    from fmlightning.cli.find_batch_size.command import parse as find_batch_size
+    from fmlightning.cli.reproduce import parse as reproduce
+    from fmlightning.cli.sample import parse as sample
+    from fmlightning.studies.evaluate.command import parse as evaluate
+    from fmlightning.studies.sweep.command import parse as sweep
+    from fmlightning.studies.sweep.file import read_sweep
 
     command, *arguments = words
     if "--help" in arguments:

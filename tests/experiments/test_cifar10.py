@@ -11,9 +11,9 @@ import torchvision.datasets
 import yaml
 
 from fmlightning.flow.keys import Key
-from fmlightning.runs import Run
-from fmlightning.sweep.file import read_sweep
-from fmlightning.sweep.plan import plan
+from fmlightning.runs.directory import Run
+from fmlightning.studies.sweep.file import read_sweep
+from fmlightning.studies.sweep.plan import plan
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "cifar10"
 SWEEPS = ("sweep_torchcfm", "sweep_lipman")
@@ -55,9 +55,9 @@ def cifar(tmp_path, monkeypatch):
 
 @pytest.fixture
 def resolved(cifar, monkeypatch):
-    from fmlightning.sweep import resolve
+    from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
     monkeypatch.chdir(FOLDER.parents[1])
     return lambda name: plan(read_sweep(FOLDER / f"{name}.yaml"))
 

@@ -10,12 +10,12 @@ import yaml
 from sklearn.datasets import make_moons, make_s_curve
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.toys import EightGaussians, Moons, SCurve
 from fmlightning.metrics.transport import wasserstein2
-from fmlightning.sweep.cells import cells
-from fmlightning.sweep.file import read_sweep
-from fmlightning.sweep.plan import plan
+from fmlightning.studies.sweep.cells import cells
+from fmlightning.studies.sweep.file import read_sweep
+from fmlightning.studies.sweep.plan import plan
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SWEEPS = sorted(p for p in EXPERIMENTS.glob("*/*.yaml") if p.parent.name != "cifar10")
@@ -25,9 +25,9 @@ LONG = {"tong2024_two_dim", "predictions_and_times"}
 @pytest.fixture
 def resolved(monkeypatch):
     """A sweep's plan, with every cell parsed and built in this process, which has torch already."""
-    from fmlightning.sweep import resolve
+    from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
     monkeypatch.chdir(EXPERIMENTS.parent)
     return lambda path: plan(read_sweep(path))
 
@@ -171,7 +171,7 @@ def test_paths_are_compared_with_the_same_network_and_times():
 
 def test_velocity_without_weight_is_the_weight_of_velocity():
     """Why one combination is left out."""
-    from fmlightning.flow.weightings import AsVelocity, Unweighted
+    from fmlightning.flow.objectives.weightings import AsVelocity, Unweighted
 
     t = torch.linspace(0.1, 0.9, 5)
     assert torch.equal(AsVelocity()(t, Linear(), "velocity"), Unweighted()(t, Linear(), "velocity"))
@@ -181,6 +181,6 @@ def test_velocity_without_weight_is_the_weight_of_velocity():
 
 
 def test_all_solvers_are_compared():
-    from fmlightning.flow.ode import ADAPTIVE, FIXED
+    from fmlightning.flow.solvers.ode import ADAPTIVE, FIXED
 
     assert set(content("solvers")["evaluate"]["solvers"]) == {*FIXED, *ADAPTIVE}

@@ -15,15 +15,11 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from fmlightning.runs import Run, load
-from fmlightning.training.checkpoints import Checkpoints, SealedFiles, read_checkpoint
-from fmlightning.training.sealed import (
-    put_in_place,
-    require_whole,
-    seal,
-    seal_file,
-    sealed_step,
-)
+from fmlightning.cli.load import load
+from fmlightning.runs.checkpoint import read_checkpoint
+from fmlightning.runs.checksum import put_in_place, require_whole, seal, seal_file, sealed_step
+from fmlightning.runs.directory import Run
+from fmlightning.training.lightning.checkpoints import Checkpoints, SealedFiles
 
 CONTENT = {"state_dict": {"w": torch.arange(4.0)}, "flow": {}, "global_step": 7}
 QUICK = (

@@ -10,7 +10,7 @@ import pytest
 
 VICTIM = """
 import os, signal, sys, time
-from fmlightning.callbacks.progress import StepProgress
+from fmlightning.training.callbacks.progress import StepProgress
 from fmlightning.training.module import FlowMatching
 
 def on_train_batch_start(self, batch, batch_idx):

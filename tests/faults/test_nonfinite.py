@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import fmlightning.training.nonfinite as nonfinite
-from fmlightning.callbacks.sampling import Samples
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
+from fmlightning.training.callbacks.sampling import Samples
 from fmlightning.training.module import FlowMatching
 
 QUICK = (

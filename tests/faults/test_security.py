@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import fmlightning as package
-from fmlightning.allowed import allowing, guarded, require_allowed
-from fmlightning.parser import FlowParser
-from fmlightning.runs import run_directory
-from fmlightning.secrecy import in_environment, require_no_secret, without_secrets
-from fmlightning.training.sealed import seal_file
+from fmlightning.cli.allowed import allowing, guarded, require_allowed
+from fmlightning.cli.parser import FlowParser
+from fmlightning.runs.checksum import seal_file
+from fmlightning.runs.directory import run_directory
+from fmlightning.runs.secrets import in_environment, require_no_secret, without_secrets
 
 PACKAGE = Path(package.__file__).parent
 STEPS = ("--trainer.max_steps=2",)
@@ -34,7 +34,7 @@ def others(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "others.py").write_text(
         f"import pathlib, torch\npathlib.Path({str(mark)!r}).touch()\n"
-        "from fmlightning.flow.schedules import Linear\n"
+        "from fmlightning.flow.paths.schedules import Linear\n"
         "class Net(torch.nn.Module):\n"
         "    def __init__(self, width: int = 8):\n"
         "        super().__init__()\n"
@@ -176,7 +176,7 @@ def test_a_run_is_read_with_the_same_care_and_one_s_own_classes_are_allowed(
 def test_reproduce_hands_its_permission_on(others, fit, fmlightning, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "fmlightning.reproduce.watch", lambda command, *_: asked.append(command) or 2
+        "fmlightning.cli.reproduce.watch", lambda command, *_: asked.append(command) or 2
     )
     logged = ("--trainer.log_every_n_steps=1", *STEPS)
     run = fit("toy/moons", "--model.network=others.Net", "--allow=others", *logged)
@@ -191,7 +191,8 @@ CALLS = {
     "a function of the system": "--model.network={class_path: os.system, init_args: {command: touch MARK}}",
     "a function by way of torch": "--model.network={class_path: torch.os.system, init_args: {command: touch MARK}}",
     "a function that gives a network": "--model.network={class_path: torchvision.models.resnet18}",
-    "a class by way of ours": "--trainer.callbacks=[{class_path: fmlightning.callbacks.provenance.subprocess.Popen, "
+    "a class by way of ours": "--trainer.callbacks=[{class_path: "
+    "fmlightning.training.callbacks.provenance.subprocess.Popen, "
     "init_args: {args: [touch, MARK]}}]",
     "a class of torch that starts a process": "--trainer.callbacks=[{class_path: "
     "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler, "

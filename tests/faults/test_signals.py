@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from fmlightning.callbacks.evaluation import Evaluation
-from fmlightning.signals import EXIT_CODES, NOTE, take
-from fmlightning.training.checkpoints import SealedFiles
+from fmlightning.runs.signals import EXIT_CODES, NOTE, take
+from fmlightning.training.callbacks.evaluation import Evaluation
+from fmlightning.training.lightning.checkpoints import SealedFiles
 from fmlightning.training.module import FlowMatching
 
 TOY = (

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from fmlightning.flow.failure import MOST
-from fmlightning.flow.ode import ODESolver, SolverError
+from fmlightning.flow.solvers.failure import MOST
+from fmlightning.flow.solvers.ode import ODESolver, SolverError
 
 GOOD, BAD = [0, 1, 3, 5], [2, 4]
 
@@ -146,7 +146,7 @@ QUICK = (
 @pytest.fixture
 def one_sample_blows_up(monkeypatch):
     """Whatever the network says, the first sample of a batch runs away."""
-    from fmlightning.flow.fields import NetworkField
+    from fmlightning.flow.models import NetworkField
 
     real = NetworkField.__call__
 
@@ -159,7 +159,7 @@ def one_sample_blows_up(monkeypatch):
 
 @pytest.mark.usefixtures("one_sample_blows_up")
 def test_scores_of_a_part_are_refused_and_samples_are_kept(fit, fmlightning, tmp_path):
-    from fmlightning.sample import main
+    from fmlightning.cli.sample import main
 
     with pytest.raises(
         AssertionError, match=r"1 of 64 samples could not be integrated \(numbers \[0\]\)"

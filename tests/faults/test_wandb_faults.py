@@ -17,7 +17,7 @@ from fmlightning.training.tracking import Tracking, close_mirror, reachable, wan
 HURT = """
 import os, signal, sys
 from pathlib import Path
-from fmlightning.callbacks.progress import StepProgress
+from fmlightning.training.callbacks.progress import StepProgress
 from fmlightning.training import tracking
 
 def cores():

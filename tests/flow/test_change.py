@@ -3,13 +3,10 @@
 import pytest
 import torch
 
-from fmlightning.flow.change import Reparametrised, change
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.sampling import generate
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedule_transform import Reparametrised, change
+from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
     Linear,
@@ -20,6 +17,9 @@ from fmlightning.flow.schedules import (
     VarianceExploding,
     VariancePreserving,
 )
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import generate
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 
 SCHEDULES = [
     Linear(),

@@ -5,14 +5,11 @@ import math
 import pytest
 import torch
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.guidance import Guidance, GuidedField
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import log_prob
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.ode import LogSNRGrid, ODESolver
-from fmlightning.flow.sampling import generate
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
     Linear,
@@ -22,8 +19,11 @@ from fmlightning.flow.schedules import (
     VarianceExploding,
     VariancePreserving,
 )
+from fmlightning.flow.solvers.ode import LogSNRGrid, ODESolver
+from fmlightning.flow.solvers.sampling import generate
+from fmlightning.flow.solvers.time_grids import EDMGrid, ListedGrid, UniformGrid
 from fmlightning.flow.sources import Gaussian
-from fmlightning.flow.times import EDMGrid, ListedGrid, UniformGrid
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 
 MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-0.5, -2.0]], [0.5, 0.4, 0.7])
 SCHEDULES = [

@@ -6,15 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fmlightning.flow.fields import NetworkField, evaluate
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.objectives import cfm_loss
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.predictions import PREDICTIONS
-from fmlightning.flow.sampling import generate, path_noise, source_points
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField, evaluate
+from fmlightning.flow.objectives.cfm import cfm_loss
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.predictions import PREDICTIONS
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     LinearVP,
@@ -24,7 +21,10 @@ from fmlightning.flow.schedules import (
     VarianceExploding,
     VariancePreserving,
 )
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import generate, path_noise, source_points
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.flow.toys import EightGaussians, Moons
 
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.5, -0.5]], [0.4, 0.7])

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from fmlightning.flow.fields import NetworkField, TrainedField
 from fmlightning.flow.guidance import Guidance, GuidedField, closest
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.sampling import generate
-from fmlightning.flow.schedules import Linear, Trigonometric, VariancePreserving
-from fmlightning.flow.sde import SameMarginals, SDESolver
+from fmlightning.flow.models import NetworkField, TrainedField
+from fmlightning.flow.paths.schedules import Linear, Trigonometric, VariancePreserving
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import generate
+from fmlightning.flow.solvers.sde import SameMarginals, SDESolver
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture
 
 CLASSES = (
     GaussianMixture([0.3, 0.7], [[2.0, 1.0], [1.0, -2.0]], 0.5),

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import (
     Likelihood,
@@ -19,16 +18,17 @@ from fmlightning.flow.likelihood import (
     push_forward,
     start_log_prob,
 )
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.ode import FIXED, ODESolver
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     SchrodingerBridge,
     Trigonometric,
     VariancePreserving,
 )
+from fmlightning.flow.solvers.ode import FIXED, ODESolver
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture
 from fmlightning.flow.toys import EightGaussians
 from fmlightning.nets.dit import DiT, Size
 from fmlightning.nets.unet import UNet

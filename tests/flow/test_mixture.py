@@ -6,22 +6,22 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from fmlightning.flow import mixture as room
-from fmlightning.flow.fields import NetworkField, evaluate
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.objectives import cfm_loss
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.predictions import PREDICTIONS
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField, evaluate
+from fmlightning.flow.objectives.cfm import cfm_loss
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.predictions import PREDICTIONS
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     SchrodingerBridge,
     VarianceExploding,
     VariancePreserving,
 )
+from fmlightning.flow.theory import mixture as room
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
+from fmlightning.flow.theory.theorems import LINE, PLANE, POINTS, SCHEDULES, label
 from fmlightning.flow.toys import EightGaussians
-from fmlightning.verify import LINE, PLANE, POINTS, SCHEDULES, label
 
 F64 = torch.float64
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=label)

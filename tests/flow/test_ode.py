@@ -8,11 +8,11 @@ from scipy.integrate import solve_ivp
 from torchdiffeq import odeint
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.ode import ADAPTIVE, FIXED, ODESolver, SolverError
-from fmlightning.flow.schedules import Linear, Trigonometric
-from fmlightning.flow.steps import adams_weights
-from fmlightning.flow.times import ShiftedGrid, UniformGrid
+from fmlightning.flow.paths.schedules import Linear, Trigonometric
+from fmlightning.flow.solvers.ode import ADAPTIVE, FIXED, ODESolver, SolverError
+from fmlightning.flow.solvers.runge_kutta import adams_weights
+from fmlightning.flow.solvers.time_grids import ShiftedGrid, UniformGrid
+from fmlightning.flow.theory.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-0.5, -2.0]], [0.5, 0.4, 0.7])
 PATH = MIXTURE.along(Linear())

@@ -5,8 +5,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.paths import AffinePath, GaussianPath
-from fmlightning.flow.schedules import (
+from fmlightning.flow.paths.affine import AffinePath, GaussianPath
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     LinearVP,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fmlightning.flow.fields import NetworkField, evaluate
 from fmlightning.flow.keys import Key
-from fmlightning.flow.ode import ODESolver
+from fmlightning.flow.models import NetworkField, evaluate
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.precision import InPrecision, in_precision
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.nets.unet import UNet
 

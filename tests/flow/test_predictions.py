@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.objectives import cfm_loss, mean_square
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.predictions import (
+from fmlightning.flow.objectives.cfm import cfm_loss, mean_square
+from fmlightning.flow.objectives.weightings import EDM, AsVelocity, MinSNR, Unweighted
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.predictions import (
     PREDICTIONS,
     check,
     domain,
@@ -18,7 +18,7 @@ from fmlightning.flow.predictions import (
     to_velocity,
     velocity_coefficients,
 )
-from fmlightning.flow.schedules import (
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     LinearVP,
@@ -29,7 +29,7 @@ from fmlightning.flow.schedules import (
     VariancePreserving,
 )
 from fmlightning.flow.shapes import expand_like
-from fmlightning.flow.weightings import EDM, AsVelocity, MinSNR, Unweighted
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 
 SCHEDULES = [
     Linear(),

@@ -7,18 +7,15 @@ import torch
 from jaxtyping import config
 from torch import nn
 
-from fmlightning.flow.change import Reparametrised
 from fmlightning.flow.couplings import Entropic, OTPlanWithReplacement, SchrodingerBridgeCoupling
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
-from fmlightning.flow.levels import dequantise, quantise
 from fmlightning.flow.likelihood import divergence, log_prob, start_log_prob
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.objectives import cfm_loss
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.paths import AffinePath, GaussianPath
-from fmlightning.flow.predictions import PREDICTIONS, to_endpoints, to_velocity
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.objectives.cfm import cfm_loss
+from fmlightning.flow.paths.affine import AffinePath, GaussianPath
+from fmlightning.flow.paths.predictions import PREDICTIONS, to_endpoints, to_velocity
+from fmlightning.flow.paths.schedule_transform import Reparametrised
+from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
     Linear,
@@ -26,10 +23,13 @@ from fmlightning.flow.schedules import (
     SchrodingerBridge,
     VariancePreserving,
 )
-from fmlightning.flow.sde import Diffusion, SameMarginals, SDESolver, Vanishing
+from fmlightning.flow.pixels import dequantise, quantise
 from fmlightning.flow.shapes import expand_like, require_times
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sde import Diffusion, SameMarginals, SDESolver, Vanishing
+from fmlightning.flow.solvers.time_grids import TimeGrid
 from fmlightning.flow.sources import Gaussian
-from fmlightning.flow.times import TimeGrid
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.flow.toys import Moons
 
 F64 = torch.float64

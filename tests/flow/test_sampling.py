@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.sampling import sample
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-0.5, -2.0]], [0.5, 0.4, 0.7])
 COUNT = 64

@@ -5,8 +5,8 @@ import torch
 from scipy import stats
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.scattered import ScatteredGaussians
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.theory.random_mixture import ScatteredGaussians
 
 
 def test_its_centres_are_as_far_as_asked():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fmlightning.flow.schedules import (
+from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
     Linear,

@@ -5,18 +5,17 @@ import math
 import pytest
 import torch
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key, Rows
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.ode import ODESolver, SolverError
-from fmlightning.flow.schedules import (
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     Polynomial,
     Trigonometric,
     VariancePreserving,
 )
-from fmlightning.flow.sde import (
+from fmlightning.flow.solvers.ode import ODESolver, SolverError
+from fmlightning.flow.solvers.sde import (
     Constant,
     Ito,
     NoiseLevel,
@@ -27,6 +26,7 @@ from fmlightning.flow.sde import (
     score,
 )
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.flow.toys import Moons
 
 MIXTURE = GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-0.5, -2.0]], [0.5, 0.4, 0.7])

@@ -7,19 +7,16 @@ import torch
 from scipy import integrate, stats
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.times import (
+from fmlightning.flow.objectives.time_samplers import (
     Beta,
     CosMap,
-    EDMGrid,
-    ListedGrid,
     LogitNormal,
     Mode,
     Power,
-    ShiftedGrid,
     Stratified,
     Uniform,
-    UniformGrid,
 )
+from fmlightning.flow.solvers.time_grids import EDMGrid, ListedGrid, ShiftedGrid, UniformGrid
 
 LAWS = [
     Uniform(),

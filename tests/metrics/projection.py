@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from fmlightning.flow.keys import Key
-from fmlightning.metrics.features import FeatureNetwork
-from fmlightning.metrics.frechet import Frechet
-from fmlightning.metrics.inception_score import InceptionScore
-from fmlightning.metrics.kernel import KernelDistance
-from fmlightning.metrics.neighbours import Neighbours
-from fmlightning.metrics.precision_recall import PrecisionRecall
-from fmlightning.metrics.real import RealSamples
+from fmlightning.metrics.features.frechet import Frechet
+from fmlightning.metrics.features.inception_score import InceptionScore
+from fmlightning.metrics.features.kernel import KernelDistance
+from fmlightning.metrics.features.knn_accuracy import Neighbours
+from fmlightning.metrics.features.networks import FeatureNetwork
+from fmlightning.metrics.features.precision_recall import PrecisionRecall
+from fmlightning.metrics.reference import RealSamples
 
 
 class Projection(FeatureNetwork):

@@ -12,14 +12,14 @@ import torch
 from projection import Projection, Streamed, images, scores
 from random_inception import pictures, random_inception
 
-from fmlightning.data.digits import DigitsData
-from fmlightning.evaluate.bench import instantiate_judges
+from fmlightning.data.images.digits import DigitsData
 from fmlightning.flow.keys import Key
-from fmlightning.metrics.cache import cache_folder
-from fmlightning.metrics.frechet import Frechet
-from fmlightning.metrics.inception_score import Entropies, InceptionScore
-from fmlightning.metrics.kernel import KernelDistance, kernel_distances, mmd2
-from fmlightning.metrics.precision_recall import PrecisionRecall, covered, reach
+from fmlightning.metrics.features.frechet import Frechet
+from fmlightning.metrics.features.inception_score import Entropies, InceptionScore
+from fmlightning.metrics.features.kernel import KernelDistance, kernel_distances, mmd2
+from fmlightning.metrics.features.precision_recall import PrecisionRecall, covered, reach
+from fmlightning.runs.cache import cache_folder
+from fmlightning.studies.evaluate.scoring import instantiate_judges
 
 HERE = Path(__file__).parent
 
@@ -162,7 +162,7 @@ def test_a_folder_that_takes_no_files_is_no_obstacle(monkeypatch, tmp_path):
 
 
 def test_the_classifier_is_trained_once(monkeypatch):
-    from fmlightning.metrics import classifier
+    from fmlightning.metrics.features import classifier
 
     data, calls = DigitsData(), []
     original = classifier.train_classifier

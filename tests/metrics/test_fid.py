@@ -9,14 +9,14 @@ from random_inception import pictures, random_inception
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from fmlightning.flow.levels import dequantise
-from fmlightning.metrics import features
-from fmlightning.metrics.features import Inception, inception_weights, verified
-from fmlightning.metrics.frechet import Frechet
-from fmlightning.metrics.gaussian import Gaussian, frechet_distance
-from fmlightning.metrics.inception_score import InceptionScore
-from fmlightning.metrics.kernel import KernelDistance
-from fmlightning.metrics.precision_recall import PrecisionRecall
+from fmlightning.flow.pixels import dequantise
+from fmlightning.metrics.features import networks as features
+from fmlightning.metrics.features.frechet import Frechet
+from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
+from fmlightning.metrics.features.inception_score import InceptionScore
+from fmlightning.metrics.features.kernel import KernelDistance
+from fmlightning.metrics.features.networks import Inception, inception_weights, verified
+from fmlightning.metrics.features.precision_recall import PrecisionRecall
 
 N = 10
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fmlightning.flow.keys import Key
-from fmlightning.metrics.collectors import Kept, Moments
-from fmlightning.metrics.frechet import extrapolated, interval
-from fmlightning.metrics.gaussian import Gaussian, frechet_distance
+from fmlightning.metrics.features.collectors import Kept, Moments
+from fmlightning.metrics.features.frechet import extrapolated, interval
+from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
 
 
 def normal(*shape, seed=0):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.metrics.path_energy import PathEnergy
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fmlightning.data.digits import DigitsData
+from fmlightning.data.images.digits import DigitsData
 from fmlightning.flow.keys import Key
-from fmlightning.flow.levels import quantise
-from fmlightning.metrics.binned import BinnedMean
-from fmlightning.metrics.classifier import train_classifier
-from fmlightning.metrics.frechet import Frechet
+from fmlightning.flow.pixels import quantise
+from fmlightning.metrics.features.classifier import train_classifier
+from fmlightning.metrics.features.frechet import Frechet
+from fmlightning.metrics.means import BinnedMean
 from fmlightning.metrics.transport import Wasserstein, wasserstein2
 
 

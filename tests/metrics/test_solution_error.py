@@ -9,20 +9,20 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from fmlightning.evaluate.cells import Cell
-from fmlightning.evaluate.reference import Reference
-from fmlightning.flow.fields import NetworkField
+from fmlightning.cli.load import TrainedFlow
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.sampling import sample, source_points
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.seeding import seeded
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sampling import sample, source_points
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.nets.plain import PlainMLP
-from fmlightning.runs import TrainedFlow
+from fmlightning.studies.evaluate.grid import Cell
+from fmlightning.studies.evaluate.reference import Reference
 
 LAW = GaussianMixture([1.0], [[0.0, 0.0]], [3.0])
 INDEX, SEED = torch.arange(500), 5

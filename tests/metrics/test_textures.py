@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from fmlightning.data.photos import PhotosData
+from fmlightning.data.images.photos import PhotosData
 from fmlightning.flow.keys import Key
-from fmlightning.metrics.features import FeatureNetwork
-from fmlightning.metrics.frechet import Frechet
-from fmlightning.metrics.neighbours import Neighbours
-from fmlightning.metrics.textures import Textures
+from fmlightning.metrics.features.frechet import Frechet
+from fmlightning.metrics.features.knn_accuracy import Neighbours
+from fmlightning.metrics.features.networks import FeatureNetwork
+from fmlightning.metrics.features.textures import Textures
 
 
 def normal(*shape, seed=0):

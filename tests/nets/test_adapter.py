@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fmlightning.flow.fields import evaluate
 from fmlightning.flow.keys import Key
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.models import evaluate
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.nets.adapter import Adapter
 from fmlightning.nets.size import describe
 

@@ -3,9 +3,9 @@
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from fmlightning.data.digits import DigitsData
+from fmlightning.data.images.digits import DigitsData
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.autoencoder import KLAutoencoder, elbo_loss, train_autoencoder
 
 

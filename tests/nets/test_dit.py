@@ -7,8 +7,8 @@ import torch
 from jaxtyping import config
 from torch import nn
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.dit import Attention, DiT, Size, angles, patchify, rotate, unpatchify, waves
 from fmlightning.nets.embeddings import Dropout
 from fmlightning.nets.size import multiply_adds, parameter_count

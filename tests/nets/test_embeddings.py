@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.embeddings import HALF, ClassEmbedding, Dropout, TimeFeatures
 
 INDEX = torch.tensor([3, 700, 2**33 + 1, 0])

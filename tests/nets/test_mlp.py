@@ -4,8 +4,8 @@ import pytest
 import torch
 from jaxtyping import config
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.mlp import TimeMLP
 
 G = Key(7)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.plain import PlainMLP
 from fmlightning.nets.size import parameter_count
 

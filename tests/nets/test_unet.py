@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.embeddings import Dropout
 from fmlightning.nets.size import multiply_adds, parameter_count
 from fmlightning.nets.unet import Attention, Block, UNet, group_norm

@@ -14,7 +14,7 @@ def config(seed: int, path: str = "Linear", **changes) -> dict:
         "seed_everything": seed, "experiment": "paper", "ema": {"decay": 0.99}, "trainer": {"max_steps": 100},
         "model": {
             "network": {"class_path": "fmlightning.nets.mlp.TimeMLP", "init_args": {"width": 64}},
-            "path": {"class_path": f"fmlightning.flow.schedules.{path}", "init_args": {"sigma_min": 0.0}},
+            "path": {"class_path": f"fmlightning.flow.paths.schedules.{path}", "init_args": {"sigma_min": 0.0}},
             "coupling": {"class_path": "fmlightning.flow.couplings.Independent"},
             "predicts": "velocity", "optimizer": {"lr": 0.001},
         },

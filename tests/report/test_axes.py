@@ -3,9 +3,9 @@
 import pytest
 from paper_runs import config
 
-from fmlightning.report.axes import Labels, called, differing, flat, same, split
-from fmlightning.report.records import ADAPTIVE, written
-from fmlightning.runs import config_hash, result_parts
+from fmlightning.runs.config_hash import config_hash, result_parts
+from fmlightning.studies.report.axes import Labels, called, differing, flat, same, split
+from fmlightning.studies.report.records import ADAPTIVE, written
 
 
 def options(**changes):
@@ -87,6 +87,6 @@ def test_numbers_are_written_shortly():
 
 
 def test_adaptive_methods_are_those_of_the_solver():
-    from fmlightning.flow import ode
+    from fmlightning.flow.solvers import ode
 
     assert set(ADAPTIVE) == set(ode.ADAPTIVE)

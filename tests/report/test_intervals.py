@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from fmlightning.flow.keys import Key
-from fmlightning.report.intervals import Estimate, holm
+from fmlightning.studies.report.intervals import Estimate, holm
 
 
 def draws(n: int, number: int) -> list[float]:

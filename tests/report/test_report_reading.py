@@ -5,7 +5,7 @@ import json
 import pytest
 from paper_runs import write_cell, write_run
 
-from fmlightning.report.reading import collect
+from fmlightning.studies.report.reading import collect
 
 
 def names(found):

@@ -10,11 +10,17 @@ import pytest
 from paper_runs import write_cell, write_plan, write_run
 from scipy import stats
 
-from fmlightning.report.cells import cells_of
-from fmlightning.report.formats import difference_grid, latex, markdown, score_csv, score_grid
-from fmlightning.report.reading import collect
-from fmlightning.report.records import EVALUATIONS, FINAL
-from fmlightning.report.table import aliased, differences, fewer, tabulate
+from fmlightning.studies.report.cells import cells_of
+from fmlightning.studies.report.formats import (
+    difference_grid,
+    latex,
+    markdown,
+    score_csv,
+    score_grid,
+)
+from fmlightning.studies.report.reading import collect
+from fmlightning.studies.report.records import EVALUATIONS, FINAL
+from fmlightning.studies.report.table import aliased, differences, fewer, tabulate
 
 LINEAR = (0.20, 0.24, 0.31)
 TRIGONOMETRIC = (0.30, 0.33, 0.42)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
-from fmlightning.signals import NOTE
+from fmlightning.runs.signals import NOTE
 
 
 class Hold(Callback):

@@ -15,15 +15,15 @@ import time
 import zipfile
 from pathlib import Path
 
-from fmlightning.occupied import occupy
-from fmlightning.sweep import children
-from fmlightning.sweep.cells import Cell
-from fmlightning.sweep.file import Sweep
-from fmlightning.sweep.journal import Journal
-from fmlightning.sweep.plan import Plan
-from fmlightning.sweep.pool import Pool
-from fmlightning.sweep.work import Work
-from fmlightning.training.sealed import seal_file
+from fmlightning.runs.checksum import seal_file
+from fmlightning.runs.lock import occupy
+from fmlightning.studies.sweep import children
+from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.file import Sweep
+from fmlightning.studies.sweep.journal import Journal
+from fmlightning.studies.sweep.plan import Plan
+from fmlightning.studies.sweep.pool import Pool
+from fmlightning.studies.sweep.work import Work
 
 EVALUATE = ("--solvers=euler",)
 children.PRELOAD = []  # a stand-in needs no torch

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fmlightning.sweep import children
+from fmlightning.studies.sweep import children
 
 CHILD = """
 import atexit, json, os, signal, sys, time

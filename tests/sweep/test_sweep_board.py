@@ -11,11 +11,11 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in
 
-from fmlightning.sweep.board import Board, last_step
-from fmlightning.sweep.cost import duration
-from fmlightning.sweep.plan import Plan
-from fmlightning.sweep.pool import Job
-from fmlightning.sweep.work import Step
+from fmlightning.studies.sweep.board import Board, last_step
+from fmlightning.studies.sweep.cost import duration
+from fmlightning.studies.sweep.plan import Plan
+from fmlightning.studies.sweep.pool import Job
+from fmlightning.studies.sweep.work import Step
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 5000])

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from fmlightning.sweep.cells import cells, evaluate_arguments, fit_arguments
-from fmlightning.sweep.file import read_sweep
+from fmlightning.studies.sweep.cells import cells, evaluate_arguments, fit_arguments
+from fmlightning.studies.sweep.file import read_sweep
 
 BASE = {"name": "tiny", "configs": ["base.yaml"]}
 
@@ -67,7 +67,7 @@ def test_evaluate_is_asked_in_its_own_words(sweep):
 
 
 def test_a_class_with_arguments_is_called_by_both(sweep):
-    given = {"class_path": "fmlightning.flow.paths.Bridge", "init_args": {"sigma": 0.5}}
+    given = {"class_path": "fmlightning.flow.paths.affine.Bridge", "init_args": {"sigma": 0.5}}
     (cell,) = cells(sweep(axes={"model.path": [given]}))
     assert cell.axes == {"model.path": "Bridge(sigma=0.5)"}
     assert cell.options == {"model.path": given}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fmlightning.runs import Run
-from fmlightning.sweep.file import read_sweep
-from fmlightning.sweep.plan import plan
+from fmlightning.runs.directory import Run
+from fmlightning.studies.sweep.file import read_sweep
+from fmlightning.studies.sweep.plan import plan
 
 CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "moons.yaml"
 QUICK = {
@@ -38,9 +38,9 @@ def write(tmp_path):
 @pytest.fixture
 def planned(write, monkeypatch):
     """The plan of such a file, resolved in this process, which has torch already."""
-    from fmlightning.sweep import resolve
+    from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
     return lambda **keys: plan(read_sweep(write(**keys)))
 
 
@@ -172,7 +172,7 @@ def test_after_a_killed_sweep_and_a_killed_cell_the_results_are_those_of_one_tha
 ):
     from test_sweep_pool import until
 
-    from fmlightning.comparison import Record, compare
+    from fmlightning.runs.compare import Record, compare
 
     request.addfinalizer((tmp_path / "go").touch)  # nothing waits after the test
     hold = {"class_path": "holding.Hold", "init_args": {"step": 70, "folder": str(tmp_path)}}

@@ -16,9 +16,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in
 
-from fmlightning.sweep.cost import cost
-from fmlightning.sweep.plan import Plan
-from fmlightning.sweep.pool import environment
+from fmlightning.studies.sweep.cost import cost
+from fmlightning.studies.sweep.plan import Plan
+from fmlightning.studies.sweep.pool import environment
 
 LIMIT = 120
 """Seconds that a step of a test may take on a machine that is busy."""
@@ -36,7 +36,7 @@ def sweep(tmp_path, monkeypatch):
     """A pool of stand-ins by their kinds."""
     monkeypatch.setenv("FMLIGHTNING_RUNS", str(tmp_path))
     monkeypatch.setattr(Plan, "work", stand_in.works)
-    monkeypatch.setattr("fmlightning.sweep.pool.LOOK", 0.02)
+    monkeypatch.setattr("fmlightning.studies.sweep.pool.LOOK", 0.02)
     (tmp_path / "demo").mkdir()
 
     class Bench:
@@ -244,7 +244,7 @@ def test_the_cost_is_what_finished_cells_took_and_unknown_without_them(sweep):
 def test_jobs_share_the_machine(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("fmlightning.sweep.pool.cores", lambda: 6)
+    monkeypatch.setattr("fmlightning.studies.sweep.pool.cores", lambda: 6)
     assert [environment(slot, 3, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
     assert environment(0, 3, 0)["OMP_NUM_THREADS"] == "2"
     assert "CUDA_VISIBLE_DEVICES" not in environment(0, 1, 8)  # one job may use them all

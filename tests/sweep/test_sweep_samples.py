@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from fmlightning.sweep.samples import random, sampled, sobol
+from fmlightning.studies.sweep.samples import random, sampled, sobol
 
 OPTIONS = ["a", "b", "c"]
 

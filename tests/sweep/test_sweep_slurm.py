@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import stand_in
 from test_sweep_pool import until
 
-from fmlightning.comparison import Record, compare
-from fmlightning.runs import Run
-from fmlightning.sweep.plan import Plan
-from fmlightning.sweep.slurm import Cluster, queued, read_cluster, submit, submitted
+from fmlightning.runs.compare import Record, compare
+from fmlightning.runs.directory import Run
+from fmlightning.studies.sweep.plan import Plan
+from fmlightning.studies.sweep.slurm import Cluster, queued, read_cluster, submit, submitted
 
 REPOSITORY = Path(__file__).parents[2]
 submitit = pytest.importorskip("submitit")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fmlightning.runs import Run
-from fmlightning.sweep.file import read_sweep
-from fmlightning.sweep.plan import plan
+from fmlightning.runs.directory import Run
+from fmlightning.studies.sweep.file import read_sweep
+from fmlightning.studies.sweep.plan import plan
 
 CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "moons.yaml"
 AXES = {
@@ -44,9 +44,9 @@ def write(tmp_path):
 @pytest.fixture
 def exported(write, fmlightning, monkeypatch, tmp_path):
     """What --export writes, as the agent's server reads it."""
-    from fmlightning.sweep import resolve
+    from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
 
     def call(**keys):
         out = tmp_path / "out" / "w.yaml"
@@ -97,9 +97,9 @@ def test_the_file_is_of_the_schema_and_a_wrong_one_is_not(exported):
 
 def test_an_agent_is_given_the_trainings_of_the_sweep(exported, write):
     """By the directories of its commands, resolved as `fit` resolves them."""
-    from fmlightning.cli import quiet
-    from fmlightning.runs import run_directory
-    from fmlightning.sweep.resolve import Reading
+    from fmlightning.cli.quiet import quiet
+    from fmlightning.runs.directory import run_directory
+    from fmlightning.studies.sweep.resolve import Reading
 
     keys = {"axes": AXES, "seeds": [0, 1]}
     content = exported(**keys)
@@ -138,9 +138,9 @@ def test_sampled_options_become_distributions(exported):
 
 
 def test_two_labels_of_one_file_are_refused(write, fmlightning, monkeypatch, tmp_path):
-    from fmlightning.sweep import resolve
+    from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
     axes = {"m": {"a b": {"data.batch_size": 8}, "a/b": {"data.batch_size": 16}}}
     out = tmp_path / "w.yaml"
     status, shown = fmlightning("sweep", write(axes=axes), "--export=wandb", f"--out={out}")
@@ -152,9 +152,9 @@ def test_two_labels_of_one_file_are_refused(write, fmlightning, monkeypatch, tmp
 def test_exclusions_are_refused_because_an_agent_would_run_them(
     write, fmlightning, monkeypatch, tmp_path
 ):
-    from fmlightning.sweep import resolve
+    from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
     path = write(axes=AXES, exclude=[{"method": "plain"}])
     status, shown = fmlightning("sweep", path, "--export=wandb", f"--out={tmp_path / 'w.yaml'}")
     assert status == 2

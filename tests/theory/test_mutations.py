@@ -13,20 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from fmlightning import bias, verify
-from fmlightning.flow import (
-    couplings,
-    fields,
-    keys,
-    likelihood,
-    mixture,
-    objectives,
-    paths,
-    predictions,
-    sde,
-    toys,
-)
-from fmlightning.flow.schedules import (
+from fmlightning.flow import couplings, keys, likelihood, toys
+from fmlightning.flow import models as fields
+from fmlightning.flow.objectives import cfm as objectives
+from fmlightning.flow.paths import affine as paths
+from fmlightning.flow.paths import predictions
+from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     Polynomial,
@@ -36,6 +28,10 @@ from fmlightning.flow.schedules import (
     VarianceExploding,
     VariancePreserving,
 )
+from fmlightning.flow.solvers import sde
+from fmlightning.flow.theory import mixture
+from fmlightning.flow.theory import sde_bias as bias
+from fmlightning.flow.theory import theorems as verify
 
 
 def eight_gaussians(schedule: Schedule) -> verify.Row:

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from fmlightning import verify
-from fmlightning.bias import DIFFUSIONS
-from fmlightning.flow.schedules import Linear, SchrodingerBridge, VarianceExploding
-from fmlightning.verify import SCHEDULES, THEOREMS
+from fmlightning.cli import verify as command
+from fmlightning.flow.paths.schedules import Linear, SchrodingerBridge, VarianceExploding
+from fmlightning.flow.theory import theorems as verify
+from fmlightning.flow.theory.sde_bias import DIFFUSIONS
+from fmlightning.flow.theory.theorems import SCHEDULES, THEOREMS
 
 SOLVED = (verify.transport, verify.transport_of_samples, verify.mass)
 QUICK = (Linear, SchrodingerBridge, VarianceExploding)
@@ -69,7 +70,7 @@ def test_the_floor_is_that_of_the_diffusion_paths():
 
 def test_the_command_prints_a_table_and_succeeds(capsys, monkeypatch):
     monkeypatch.setattr(verify, "THEOREMS", (verify.continuity, verify.marginalisation))
-    assert verify.main([]) == 0
+    assert command.main([]) == 0
     printed = capsys.readouterr().out
     assert "SchrodingerBridge on [0.001, 0.999]" in printed
     count = 2 * len(SCHEDULES) + len(DIFFUSIONS)
@@ -79,6 +80,6 @@ def test_the_command_prints_a_table_and_succeeds(capsys, monkeypatch):
 def test_the_command_fails_with_a_row(capsys, monkeypatch):
     monkeypatch.setattr(SchrodingerBridge, "d_alpha", lambda self, t: torch.full_like(t, 1.01))
     monkeypatch.setattr(verify, "THEOREMS", (verify.continuity,))
-    assert verify.main(["--path", "SchrodingerBridge"]) == 1
+    assert command.main(["--path", "SchrodingerBridge"]) == 1
     assert "FAIL" in capsys.readouterr().out
-    assert verify.main(["--path", "Linear"]) == 0
+    assert command.main(["--path", "Linear"]) == 0

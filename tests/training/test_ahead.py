@@ -11,8 +11,8 @@ from fmlightning.data.toy import ToyData
 from fmlightning.flow.couplings import Coupling, Entropic, MinibatchOT, SemidiscreteOT
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
-from fmlightning.training.ahead import NAME, Ahead
 from fmlightning.training.pairing import BatchPairing, PairedBatches, Share
+from fmlightning.training.prefetch import NAME, Ahead
 
 SMALL = (
     "toy/moons", "--trainer.max_steps=10", "--data.batch_size=32", "--data.val_size=64", "--data.steps_per_epoch=4",

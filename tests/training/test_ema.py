@@ -7,7 +7,7 @@ from torch import nn
 
 from fmlightning.data.toy import ToyData
 from fmlightning.nets.mlp import TimeMLP
-from fmlightning.training.ema import EMA, evaluation_weights
+from fmlightning.training.ema.callback import EMA, evaluation_weights
 from fmlightning.training.module import FlowMatching
 
 

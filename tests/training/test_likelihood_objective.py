@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fmlightning.flow.fields import NetworkField
 from fmlightning.flow.keys import Key, Rows
 from fmlightning.flow.likelihood import log_prob
-from fmlightning.flow.maximum_likelihood import MaximumLikelihood
-from fmlightning.flow.mixture import GaussianMixture, OracleNetwork
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.schedules import Linear, VariancePreserving
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.objectives.maximum_likelihood import MaximumLikelihood
+from fmlightning.flow.paths.schedules import Linear, VariancePreserving
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.flow.toys import Moons
 from fmlightning.metrics.likelihood import NegativeLogLikelihood
 from fmlightning.nets.mlp import TimeMLP

@@ -13,13 +13,13 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.loggers import Logger
 
-import fmlightning.training.loop as loop
+import fmlightning.training.lightning.fast_loop as loop
 from fmlightning.data.toy import ToyData
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
 from fmlightning.nets.mlp import TimeMLP
-from fmlightning.signals import EXIT_CODES
-from fmlightning.training.loop import Stretches
+from fmlightning.runs.signals import EXIT_CODES
+from fmlightning.training.lightning.fast_loop import Stretches
 from fmlightning.training.module import FlowMatching
 
 LIGHTNING = 0
@@ -384,7 +384,7 @@ def test_a_signal_stops_the_run_after_the_very_step_and_it_goes_on(
 
 SCRIPT = """
 import os, signal, sys
-import fmlightning.training.loop as loop
+import fmlightning.training.lightning.fast_loop as loop
 from fmlightning.training.module import FlowMatching
 loop.LONGEST, at = int(sys.argv[1]), int(sys.argv[2])
 real = FlowMatching.training_step

@@ -7,7 +7,7 @@ from fmlightning.data.order import Shard, steps_together
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
-from fmlightning.training.numbers import Numbers
+from fmlightning.training.draws import Numbers
 
 CPU = torch.device("cpu")
 FEW, MANY = (64, 2), (96, 1, 10, 10)  # drawn for 64 steps at once, and for each

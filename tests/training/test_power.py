@@ -9,9 +9,8 @@ from scipy.integrate import quad
 
 from fmlightning.data.toy import ToyData
 from fmlightning.nets.mlp import TimeMLP
-from fmlightning.training.ema import EMA
-from fmlightning.training.module import FlowMatching
-from fmlightning.training.power import (
+from fmlightning.training.ema.callback import EMA
+from fmlightning.training.ema.power import (
     Profile,
     coefficients,
     exponent,
@@ -20,7 +19,8 @@ from fmlightning.training.power import (
     misfit,
     width,
 )
-from fmlightning.training.snapshots import read_snapshot, reconstruct, snapshots
+from fmlightning.training.ema.snapshots import read_snapshot, reconstruct, snapshots
+from fmlightning.training.module import FlowMatching
 
 PROFILES = [Profile(40.0, 6.94), Profile(40.0, 16.97), Profile(17.0, 3.2), Profile(1.0, 0.0)]
 

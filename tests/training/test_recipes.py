@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch.optim import SGD, lr_scheduler
 
-from fmlightning import cli, native
-from fmlightning.cli import instantiate_model
+from fmlightning.cli import device as native
+from fmlightning.cli import fit as cli
+from fmlightning.cli.build import instantiate_model
+from fmlightning.cli.load import load
+from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.seeding import seeded
-from fmlightning.runs import Run, load, read_weights
-from fmlightning.training.decay import (
+from fmlightning.runs.directory import Run
+from fmlightning.runs.weights import read_weights
+from fmlightning.training.lr_schedules import (
     Constant,
     Cosine,
     InverseSquareRoot,

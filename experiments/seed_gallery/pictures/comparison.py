@@ -17,13 +17,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.mixture import GaussianMixture, MixturePath
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear, VariancePreserving
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear, VariancePreserving
 from fmlightning.flow.shapes import Points
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
+from fmlightning.metrics.figures import MODEL, SOURCE, finish
 from fmlightning.metrics.transport import wasserstein2
-from fmlightning.plotting import MODEL, SOURCE, finish
 
 from .scene import F64, KEY, LIMITS, Detail, dots, noise, shade, timed_tracks
 

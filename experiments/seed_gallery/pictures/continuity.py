@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import Field, PerSample, Points
-from fmlightning.plotting import finish
+from fmlightning.metrics.figures import finish
 
 from .scene import DATA, LIMITS, PALE, Detail, at, lattice, shade, stream
 

@@ -21,8 +21,8 @@ from fmlightning.flow.couplings import (
     SchrodingerBridgeCoupling,
 )
 from fmlightning.flow.shapes import Points
-from fmlightning.plotting import DATA as RED
-from fmlightning.plotting import SOURCE, finish
+from fmlightning.metrics.figures import DATA as RED
+from fmlightning.metrics.figures import SOURCE, finish
 
 from .scene import DATA, F64, KEY, LIMITS, Detail, dots, noise, tracks
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from fmlightning.flow.schedules import Linear, Schedule, VarianceExploding, VariancePreserving
-from fmlightning.plotting import finish
+from fmlightning.flow.paths.schedules import Linear, Schedule, VarianceExploding, VariancePreserving
+from fmlightning.metrics.figures import finish
 
 from .scene import DATA, DENSE, EXTENT, LIMITS, Detail, Film, at, over_plane, shade, snapshot
 

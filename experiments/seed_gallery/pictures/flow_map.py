@@ -17,11 +17,11 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.sources import Gaussian
-from fmlightning.plotting import DATA as RED
-from fmlightning.plotting import finish
+from fmlightning.metrics.figures import DATA as RED
+from fmlightning.metrics.figures import finish
 
 from .scene import DATA, DENSE, LIMITS, PALE, Detail, Film, dots, lattice, noise, snapshot, tracks
 

@@ -16,14 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.ode import ODESolver
-from fmlightning.flow.schedules import Linear
-from fmlightning.flow.sde import SameMarginals, SDESolver
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import PerSample, Points
+from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.sde import SameMarginals, SDESolver
 from fmlightning.flow.sources import Gaussian
-from fmlightning.plotting import DATA as RED
-from fmlightning.plotting import MODEL as BLUE
+from fmlightning.flow.theory.mixture import GaussianMixture
+from fmlightning.metrics.figures import DATA as RED
+from fmlightning.metrics.figures import MODEL as BLUE
 
 from .scene import F64, KEY, Detail, at
 

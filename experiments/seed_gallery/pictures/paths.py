@@ -18,13 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.mixture import GaussianMixture, MixturePath
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Linear
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import Points
-from fmlightning.plotting import DATA as RED
-from fmlightning.plotting import MODEL as BLUE
-from fmlightning.plotting import finish
+from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
+from fmlightning.metrics.figures import DATA as RED
+from fmlightning.metrics.figures import MODEL as BLUE
+from fmlightning.metrics.figures import finish
 
 from .scene import DATA, F64, KEY, LIMITS, PALE, Detail, at, dots, noise, shade, stream
 

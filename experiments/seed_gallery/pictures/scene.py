@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.mixture import GaussianMixture
 from fmlightning.flow.shapes import Field, PerSample, Points
 from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture
 
 F64 = torch.float64
 KEY = Key(0).fold("gallery")

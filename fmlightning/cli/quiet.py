@@ -1,0 +1,46 @@
+"""Output of the commands that load Lightning: printed once, and without the warnings of others."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.rank_zero import _get_rank
+
+QUIET = (
+    "The anonymous setting has no effect",
+    ".*args parameter is intended to run from within Python.*",
+    ".*deprecated in v4.*will be removed in v5.*",
+    ".*only one JsonargparseDeprecationWarning.*",
+    ".*does not have many workers.*",
+    ".*is not resumable.*",
+    ".*exists and is not empty.*",
+    ".*LeafSpec.*",
+    ".*isinstance.treespec.*",
+    ".*AMP with fp16 is not supported on CPU.*",
+    ".*The number of training batches.*",
+    ".*`training_step` returned `None`.*",
+    ".*sync_dist=True.*",
+    ".*`srun` command is available on your system but is not used.*",
+)
+"""Warnings of others that are expected here."""
+
+
+def say(text: str) -> None:
+    """Print on the first process."""
+    if _get_rank() in (None, 0):
+        print(text)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and tips of others that say nothing to a user of this command."""
+    import logging
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        for text in QUIET:
+            warnings.filterwarnings("ignore", text)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        yield

@@ -1,0 +1,266 @@
+r"""Images as points of a flow: what all data sets of pictures have in common.
+
+A picture of bytes k becomes x = 2 (k + u) / 256 - 1, (C, H, W) in [-1, 1], mirrored or not. The noise u and the
+mirroring are keyed by epoch and sample: they do not depend on the batch, the process or the device.
+"""
+
+import hashlib
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fmlightning.data.images.datasets import Block, Held, Pictures, hold_out, spread
+from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader
+from fmlightning.data.module import FlowData
+from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
+from fmlightning.flow.keys import Key
+from fmlightning.flow.pixels import dequantise
+
+LEVELS = 256
+NAMED = 10
+
+OnCorrupt = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures that are not held in memory are read.
+
+    Args:
+        on_corrupt: what to do about a file that is no image: `fail` names it and stops; `skip` names it and takes
+            the next good picture of the epoch's order in its place.
+        num_workers: processes that read ahead; the batches do not depend on it. 0 reads in the training process.
+        in_memory: whether to read all pictures at the start and hold them as bytes.
+    """
+
+    on_corrupt: OnCorrupt = "fail"
+    num_workers: int = 2
+    in_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers} must not be negative")
+
+    @property
+    def skip(self) -> bool:
+        return self.on_corrupt == "skip"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Pictures with their splits.
+
+    Args:
+        sets: the pictures for `train` and `test`, and for `val` if it has pictures of its own.
+        names: the classes, empty without labels.
+        reading: how pictures that are not held in memory are read.
+    """
+
+    sets: dict[str, Pictures]
+    names: tuple[str, ...] = ()
+    reading: Reading = Reading()
+
+
+class ImageData(FlowData):
+    """A collection of pictures as training data.
+
+    Args:
+        collection: the pictures.
+        batch_size: samples in a training step, over all processes.
+        labelled: whether batches carry the class y.
+        flip: whether training mirrors every picture left to right with probability one half, keyed.
+        dequantise: whether training adds u ~ U(0, 1) to the 256 levels; if not, pixels stand at the middle of their
+            level, u = 1/2. Held-out pictures always have it, so that bits per dimension mean something.
+        val_size: pictures taken from the training set for validation, the same for every seed; 0 trains on all and
+            validates on the test set.
+        eval_batch_size: samples in a block of validation or testing.
+        seed: of the order, the noise and the flips; the command line sets it to `seed_everything`.
+    """
+
+    levels = LEVELS
+
+    def __init__(
+        self,
+        collection: Collection,
+        batch_size: int = 128,
+        labelled: bool = True,
+        flip: bool = False,
+        dequantise: bool = True,
+        val_size: int = 0,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        self.flip, self.dequantise = flip, dequantise
+        sets, names, self.reading = collection.sets, collection.names, collection.reading
+        self.ahead: tuple[slice, ReadAhead] | None = None
+        self.bad: set[str] = set()
+        self.sets = dict(sets)
+        if val_size:
+            self.sets["train"], self.sets["val"] = hold_out(sets["train"], val_size, "val_size")
+        if self.reading.in_memory:
+            self.sets = {name: self.hold(pictures) for name, pictures in self.sets.items()}
+        self.sets.setdefault("val", self.sets["test"])
+        self.class_names = names if labelled else ()
+        if labelled:
+            self.check_labels(len(names))
+        self.num_classes = len(self.class_names)
+        self.event_shape = self.sets["train"].shape
+        self.order = Order(len(self.sets["train"]), batch_size, self.key)
+
+    def check_labels(self, classes: int) -> None:
+        for name, pictures in self.sets.items():
+            if pictures.labels is None:
+                raise ValueError(
+                    f"data.labelled=true: {self.title} has no labels for {name}; set data.labelled=false"
+                )
+            low, high = int(pictures.labels.min()), int(pictures.labels.max())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"{self.title}: the labels of {name} run from {low} to {high}, and there are {classes} classes; "
+                    "its files are of another data set, or damaged"
+                )
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The name of the data set."""
+
+    @property
+    def splits(self) -> dict[str, str]:
+        words = {name: f"{len(self.sets[name])} images" for name in ("train", "val", "test")}
+        words["train"] += f" of {self.title}"
+        if self.sets["val"] is self.sets["test"]:
+            words["val"] = "the test images: data.val_size=0 holds out none for validation"
+        return words
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.sets["train"].digest().encode()).hexdigest()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        trainer = (self.whole or self).trainer
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
+    # -- training -------------------------------------------------------------------------------
+
+    def train_batch(self, step: int, rows: slice) -> Batch:
+        block = self.tell(self.train_reader(rows)(step))
+        epoch = self.order.epoch(step)
+        noise = self.key.fold("dequantise", epoch) if self.dequantise else None
+        return self.points(block, noise, self.key.fold("flip", epoch) if self.flip else None)
+
+    def train_reader(self, rows: slice) -> Callable[[int], Block]:
+        pictures = self.sets["train"]
+        if isinstance(pictures, Held):
+            return TrainReader(pictures.on(self.device), self.order, rows, False).read
+        if self.ahead is None or self.ahead[0] != rows:
+            reader = TrainReader(pictures, self.order, rows, self.reading.skip)
+            self.ahead = rows, self.read_ahead(reader)
+        return self.ahead[1]
+
+    def read_ahead(self, reader: TrainReader | FixedReader, end: int | None = None) -> ReadAhead:
+        return ReadAhead(reader, self.reading.num_workers, end, pin=self.device.type == "cuda")
+
+    def teardown(self, stage: str) -> None:
+        self.ahead = None  # its workers end
+
+    # -- held-out pictures ------------------------------------------------------------------------
+
+    def eval_batches(self, split: str) -> Blocks:
+        index = torch.arange(len(self.split(split)))
+        return PictureBlocks(self, split, shared_blocks(index, self.eval_block, self.shard))
+
+    def eval_samples(self, split: str) -> Batch:
+        return self.collect(split, torch.arange(len(self.split(split))))
+
+    def outline(self, split: str) -> Batch:
+        size = len(self.split(split))
+        x1 = torch.empty(size, *self.event_shape, device="meta")
+        y = torch.empty(size, dtype=torch.int64, device="meta")
+        return {"x1": x1, "y": y} if self.num_classes else {"x1": x1}
+
+    def glimpse(self, split: str, size: int) -> Batch:
+        return self.collect(split, torch.tensor(spread(len(self.split(split)), size)))
+
+    def collect(self, split: str, index: Tensor) -> Batch:
+        """Some pictures of a fixed set, on the CPU."""
+        blocks = PictureBlocks(self, split, index.split(self.eval_batch_size))
+        parts = [{name: value.cpu() for name, value in batch.items()} for batch in blocks]
+        return {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "index"}
+
+    def split(self, name: str) -> Pictures:
+        return self.sets["train" if name == "reference" else name]
+
+    def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], Block]:
+        pictures = self.split(split)
+        if isinstance(pictures, Held):
+            return FixedReader(pictures.on(self.device), blocks, False).read
+        reader = FixedReader(pictures, blocks, self.reading.skip)
+        return self.read_ahead(reader, len(blocks))
+
+    def hold(self, pictures: Pictures) -> Held:
+        """The same pictures in memory; in place of a bad one, the next good one."""
+        blocks = torch.arange(len(pictures)).split(64)
+        read = self.read_ahead(FixedReader(pictures, blocks, self.reading.skip), len(blocks))
+        parts = [self.tell(read(number)) for number in range(len(blocks))]
+        labels = [part.y for part in parts if part.y is not None]
+        return Held(torch.cat([p.pixels for p in parts]), torch.cat(labels) if labels else None)
+
+    # -- from bytes to points -----------------------------------------------------------------------
+
+    def points(self, block: Block, noise: Key | None, flip: Key | None = None) -> Batch:
+        """The pictures of a block on the device, scaled, and mirrored by `flip`."""
+        index = block.index.to(self.device)
+        pixels = block.pixels.to(self.device, non_blocking=True)
+        if flip is not None:
+            mirrored = (flip.rows(index).bits(1) & 1 == 1)[:, :, None, None]
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        if noise is None:
+            u = torch.full(pixels.shape, 0.5, device=self.device)
+        else:
+            # in float32 a larger u would carry k + u to the next level
+            u = noise.rows(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
+        batch = {"x1": dequantise(pixels, u, LEVELS)}
+        if self.num_classes and block.y is not None:
+            batch["y"] = block.y.to(self.device)
+        return batch
+
+    def tell(self, block: Block) -> Block:
+        """Name each bad file once, the first few at least, and count them."""
+        for name in block.bad:
+            if name not in self.bad:
+                self.bad.add(name)
+                n = len(self.bad)
+                if n <= NAMED or n & (n - 1) == 0:
+                    warnings.warn(f"{name}; skipped, {n} so far", stacklevel=1)
+        return block
+
+
+class PictureBlocks:
+    """A fixed set in blocks that are read as they are asked for, with the `index` of each sample."""
+
+    def __init__(self, data: ImageData, split: str, blocks: tuple[Tensor, ...]) -> None:
+        self.data, self.split, self.blocks = data, split, blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        read = self.data.fixed_reader(self.split, self.blocks)
+        noise = Key(0).fold("dequantise", self.split)
+        for number in range(len(self.blocks)):
+            block = self.data.tell(read(number))
+            yield {**self.data.points(block, noise), "index": block.index.to(self.data.device)}

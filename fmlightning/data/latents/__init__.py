@@ -1,0 +1,1 @@
+"""Images as latents of an autoencoder."""

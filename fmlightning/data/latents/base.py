@@ -1,0 +1,295 @@
+r"""Latents of images as training data: encoded once by a frozen autoencoder, and kept.
+
+    x1 = scale (mean + std eps),   eps ~ N(0, I)   or   0                                          (1)
+
+for the mean and standard deviation of the encoder. Means and deviations are kept in files named by the digests of
+images and autoencoder; eps is keyed by epoch and sample. Samples of the flow are decoded, decode(x / scale),
+wherever they are seen: by judges, in pictures, on disk.
+
+Source: Rombach et al. 2022, arXiv:2112.10752, secs. 3.1 and G: the scale, there 1 / std of the latents of one batch.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from fmlightning.data.latents.autoencoders import Autoencoder, Codec, SmallAutoencoder
+from fmlightning.data.module import FlowData
+from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
+from fmlightning.flow.keys import Key
+from fmlightning.runs.cache import cache_folder
+
+AT_ONCE = 64
+"""Images encoded or decoded in one call."""
+
+FORMAT = 1
+"""Of the files; another one makes them again."""
+
+
+class LatentData(FlowData):
+    """The latents of a data set of images.
+
+    The images are encoded before training, by one process while the others wait; the files lie in
+    $FMLIGHTNING_CACHE and are read as they are needed, so they may be larger than the memory.
+
+    Args:
+        images: the images; the batches and the seed are those given here.
+        autoencoder: SmallAutoencoder, trained here, or DiffusersAutoencoder, from a folder of weights.
+        batch_size: samples in a training step, over all processes.
+        scale: what latents are multiplied by: 0.18215 for Stable Diffusion's autoencoder; null is 1 / their standard
+            deviation over the training set.
+        drawn: whether training draws latents from the encoder's Gaussian, anew in each epoch, or takes its mean.
+        flip: whether training takes the latent of the mirrored image with probability one half, keyed.
+        eval_batch_size: samples in a block of validation or testing.
+        seed: of the order and the noise; the command line sets it to `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        images: FlowData,
+        autoencoder: Autoencoder = SmallAutoencoder(),  # noqa: B008 - frozen
+        batch_size: int = 128,
+        scale: float | None = None,
+        drawn: bool = True,
+        flip: bool = False,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if len(images.event_shape) != 3 or images.gives_x0:
+            raise ValueError(
+                f"data.images={type(images).__name__}: its samples must be images (C, H, W) without an x0"
+            )
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"data.scale={scale} must be positive and finite, or null")
+        self.event_shape = autoencoder.latent_shape(images.event_shape)
+        images.become_part(self)
+        self.images, self.autoencoder = images, autoencoder
+        self.given_scale, self.drawn, self.flip = scale, drawn, flip
+        self.levels = images.levels
+        self.num_classes, self.class_names = images.num_classes, images.class_names
+        size = len(images.outline("reference")["x1"])
+        self.order = Order(size, batch_size, self.key)
+
+    @property
+    def splits(self) -> dict[str, str]:
+        shape = " x ".join(map(str, self.event_shape))
+        return {name: f"latents {shape} of {words}" for name, words in self.images.splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        text = f"{self.images.fingerprint} {self.digest} {self.scale} {self.drawn} {self.flip}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
+
+    @property
+    def seen(self) -> FlowData:
+        return self.images
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        _ = self.store  # encoded here, if never before
+        self.images.trainer = self.trainer
+
+    def teardown(self, stage: str) -> None:
+        self.images.teardown(stage)
+
+    # -- the autoencoder ----------------------------------------------------------------------------
+
+    @cached_property
+    def codec(self) -> Codec:
+        return self.autoencoder.codec(self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the autoencoder's weights."""
+        total = hashlib.sha256()
+        for name, value in sorted(cast(nn.Module, self.codec).state_dict().items()):
+            total.update(name.encode())
+            total.update(value.cpu().contiguous().numpy().data)
+        return total.hexdigest()
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        cast(nn.Module, self.codec).to(x.device)
+        parts = [self.codec.decode(z) for z in (x.float() / self.scale).split(AT_ONCE)]
+        return torch.cat(parts) if parts else x.new_zeros(0, *self.images.event_shape)
+
+    # -- the files ------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """Where the latents lie, named by what they are of."""
+        of = {
+            "images": [self.images.fingerprint, self.images.splits, self.num_classes],
+            "flip": self.flip,
+            "format": FORMAT,
+        }
+        name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:24]
+        return cache_folder() / f"latents-{name}-{self.digest[:24]}"
+
+    @cached_property
+    def store(self) -> "Store":
+        """The latents, encoded now or before."""
+        folder = self.folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                print(f"encoding {type(self.images).__name__} into {folder}, once")
+                self.encode(folder)
+        return Store(folder)
+
+    def encode(self, folder: Path) -> None:
+        """Encode all images into a folder, whole or not at all."""
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        self.images.whole = None  # this process encodes all of them
+        try:
+            for split in ("reference", "val", "test"):
+                self.encode_split(split, temporary, split)
+            if self.flip:
+                self.encode_split("reference", temporary, "mirrored")
+            temporary.chmod(0o755)
+            os.replace(temporary, folder)
+        finally:
+            self.images.whole = self
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def encode_split(self, split: str, folder: Path, name: str) -> None:
+        """Means, deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
+        size = len(self.images.outline(split)["x1"])
+        labels = []
+        with (folder / f"{name}.npy").open("wb") as file:
+            header(file, (size, 2, *self.event_shape))
+            for batch in self.images.eval_batches(split):
+                x = batch["x1"].flip(-1) if name == "mirrored" else batch["x1"]
+                moments = self.moments(x)
+                file.write(moments.numpy().tobytes())
+                labels.append(batch.get("y", batch["index"]).cpu())
+        np.save(folder / f"{name}-y.npy", torch.cat(labels).numpy())
+        if name == "reference":
+            (folder / "scale.json").write_text(json.dumps(inverse_std(folder, size)) + "\n")
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and standard deviation of the latents, (B, 2, *event_shape), on the CPU."""
+        device = self.working_device
+        cast(nn.Module, self.codec).to(device)
+        pairs = [self.codec.encode(part.to(device)) for part in x.split(AT_ONCE)]
+        return torch.cat([torch.stack(pair, 1).float().cpu() for pair in pairs])
+
+    @property
+    def working_device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    @cached_property
+    def scale(self) -> float:
+        """What latents are multiplied by."""
+        return self.store.inverse_std if self.given_scale is None else self.given_scale
+
+    # -- batches --------------------------------------------------------------------------------------
+
+    def train_batch(self, step: int, rows: slice) -> Batch:
+        index, epoch = self.order.indices(step)[rows], self.order.epoch(step)
+        moments, y = self.store.take("reference", index)
+        if self.flip:
+            mirrored = self.key.fold("flip", epoch).rows(index).bits(1)[:, 0] & 1 == 1
+            moments[mirrored] = self.store.take("mirrored", index[mirrored])[0]
+        return self.points(
+            moments, y, self.key.fold("latent", epoch) if self.drawn else None, index
+        )
+
+    def eval_samples(self, split: str) -> Batch:
+        return self.fixed(split, torch.arange(self.store.size(split)))
+
+    def eval_batches(self, split: str) -> Blocks:
+        everything = torch.arange(self.store.size(split))
+        return LatentBlocks(self, split, shared_blocks(everything, self.eval_block, self.shard))
+
+    def fixed(self, split: str, index: Tensor) -> Batch:
+        """Some latents of a split, the same in every run."""
+        key = Key(0).fold("latent", split) if self.drawn else None
+        return self.points(*self.store.take(split, index), key, index)
+
+    def points(self, moments: Tensor, y: Tensor, noise: Key | None, index: Tensor) -> Batch:
+        """Equation (1)."""
+        x1 = moments[:, 0]
+        if noise is not None:
+            x1 = x1 + moments[:, 1] * noise.rows(index).normal(self.event_shape)
+        batch = {"x1": self.scale * x1}
+        return {**batch, "y": y} if self.num_classes else batch
+
+
+class LatentBlocks:
+    """A fixed set of latents in blocks that are read as they are asked for."""
+
+    def __init__(self, data: LatentData, split: str, blocks: tuple[Tensor, ...]) -> None:
+        self.data, self.split, self.blocks = data, split, blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in self.blocks:
+            yield {**self.data.fixed(self.split, index), "index": index}
+
+
+class Store:
+    """A folder of latents.
+
+    Args:
+        folder: as `LatentData.encode` writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, tuple[Any, Any]] = {}
+        self.inverse_std: float = json.loads((folder / "scale.json").read_text())
+
+    def open(self, split: str) -> tuple[Any, Any]:
+        if split not in self.files:
+            moments = np.load(self.folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+            labels = np.load(self.folder / f"{split}-y.npy", allow_pickle=False)
+            self.files[split] = moments, labels
+        return self.files[split]
+
+    def size(self, split: str) -> int:
+        return len(self.open(split)[1])
+
+    def take(self, split: str, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (B, 2, *S) and labels of some samples."""
+        moments, labels = self.open(split)
+        chosen = index.numpy()
+        return torch.from_numpy(moments[chosen]), torch.from_numpy(labels[chosen])
+
+
+def header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The start of a .npy file of float32, whose numbers are then appended as they come."""
+    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
+def inverse_std(folder: Path, size: int) -> float:
+    """1 / the standard deviation of latents drawn from the moments of the training set, over all numbers in them."""
+    moments = np.load(folder / "reference.npy", mmap_mode="r", allow_pickle=False)
+    count, total, squares = 0, 0.0, 0.0
+    for start in range(0, size, 10_000):
+        mean, std = moments[start : start + 10_000].astype(np.float64).swapaxes(0, 1)
+        count += mean.size
+        total += float(mean.sum())
+        squares += float((mean**2 + std**2).sum())
+    return 1 / math.sqrt(squares / count - (total / count) ** 2)

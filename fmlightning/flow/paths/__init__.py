@@ -1,0 +1,1 @@
+"""How a pair of points is joined."""

@@ -1,0 +1,1 @@
+"""The closed-form oracle, and the theorems held against it."""

@@ -1,0 +1,49 @@
+r"""The bias of a stochastic sampler, without sampling.
+
+On one Gaussian the drift of the SDE is linear, so the end of a scheme is a sum: what it makes of x0 plus what it
+makes of each step's noise. Its variance is the sum of the squares, exact for any number of steps.
+
+    bias(N) = variance at t = 1 / variance of the data - 1                                        (1)
+
+falls with the order of the scheme: for Euler-Maruyama it halves when the steps double.
+"""
+
+import torch
+from torch import Tensor
+
+from fmlightning.flow.keys import Rows
+from fmlightning.flow.paths.schedules import Linear
+from fmlightning.flow.solvers.sde import (
+    Constant,
+    Diffusion,
+    PathDiffusion,
+    SameMarginals,
+    SDESolver,
+)
+from fmlightning.flow.sources import Gaussian
+from fmlightning.flow.theory.mixture import GaussianMixture
+
+F64 = torch.float64
+WIDTH = 0.5
+DIFFUSIONS: dict[str, Diffusion] = {
+    "constant g": Constant(2**0.5, (0.0, 0.95)),
+    "the path's own g": PathDiffusion(Linear(), (0.05, 1.0)),
+}
+
+
+class Impulses(Rows):
+    """The noise of a linear scheme taken apart: row i is one at step i, and zero elsewhere."""
+
+    def normal(self, shape: object, stream: int = 0, dtype: torch.dtype = F64) -> Tensor:
+        return (self.index == stream).to(dtype).reshape(-1, 1)
+
+
+def variance_bias(diffusion: Diffusion, num_steps: int) -> float:
+    """Equation (1) for Euler-Maruyama on the linear path and data of width 0.5."""
+    path = GaussianMixture([1.0], [[0.0]], WIDTH).along(Linear())
+    x = torch.zeros(num_steps + 1, 1, dtype=F64)
+    x[-1] = 1.0  # the last row has no noise: how far x0 itself is carried
+    noise = Impulses(torch.zeros(2, dtype=torch.long), torch.arange(num_steps + 1))
+    sde = SameMarginals(Linear(), Gaussian(), True, diffusion)
+    end = SDESolver("euler_maruyama", num_steps).solve(sde, path.velocity, x, noise).x
+    return float(end.square().sum()) / WIDTH**2 - 1

@@ -1,0 +1,10 @@
+from .features.frechet import Frechet as Frechet
+from .features.inception_score import InceptionScore as InceptionScore
+from .features.kernel import KernelDistance as KernelDistance
+from .features.knn_accuracy import Neighbours as Neighbours
+from .features.precision_recall import PrecisionRecall as PrecisionRecall
+from .features.textures import Textures as Textures
+from .likelihood import NegativeLogLikelihood as NegativeLogLikelihood
+from .metric import Judge as Judge
+from .path_energy import PathEnergy as PathEnergy
+from .transport import Wasserstein as Wasserstein

@@ -1,0 +1,244 @@
+r"""A run directory: where it is and what is in it.
+
+    runs/<experiment>/<config-hash8>-s<seed>/
+        config.yaml  manifest.json  metrics.csv  checkpoints/  samples/  evaluation.json  wandb/
+
+The hash covers what changes the result, not the machine it was computed on, so that every process and every
+later command finds the same directory. Reading one needs neither torch nor Lightning.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.checksum import require_whole, sealed_step
+
+
+RUN_FILES = {
+    "config.yaml",
+    "manifest.json",
+    "metrics.csv",
+    "checkpoints",
+    "samples",
+    "ema",
+    "wandb",
+}
+UNFINISHED = "config.tmp"
+"""All that is left of a run which was killed before its config was whole."""
+
+RUN_MARKS = ("config.yaml", "manifest.json", "metrics.csv", "checkpoints")
+"""Any of these makes a directory a run's."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def runs_root() -> Path:
+    """$FMLIGHTNING_RUNS, or `runs` in the current directory."""
+    return Path(os.environ.get("FMLIGHTNING_RUNS", "runs"))
+
+
+
+
+
+
+
+
+def run_directory(config: dict[str, Any]) -> Path:
+    """The directory of a resolved config.
+
+    Raises:
+        ValueError: the experiment's name would leave the root.
+    """
+    if config.get("run_dir"):
+        return Path(config["run_dir"])
+    name, root = config["experiment"], runs_root()
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise ValueError(
+            f"experiment={name!r} must be letters, digits, '.', '_' and '-', and start with a letter or digit"
+        )
+    folder = root / name / f"{config_hash(config)}-s{config['seed_everything']}"
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"experiment={name} leads out of {root} to {folder.resolve()}, by a link: name another experiment, "
+            "or the directory itself with --run_dir"
+        )
+    return folder
+
+
+def require_vacant(folder: Path) -> None:
+    """Refuse a directory that cannot be a run's, or holds something else than a run.
+
+    Raises:
+        ValueError: what is there is no run, and stays as it is.
+    """
+    cure = "name a new directory with --run_dir, or another root with $FMLIGHTNING_RUNS"
+    if "\0" in str(folder):
+        raise ValueError(f"run_dir={str(folder)!r} is no path; {cure}")
+    file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    if file:
+        raise ValueError(f"run_dir={folder} cannot be: {file} is a file; {cure}")
+    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    left = folder / UNFINISHED
+    if left.is_file() and not left.is_symlink():
+        inside -= {UNFINISHED}
+    if inside and not inside & RUN_FILES:
+        raise ValueError(f"run_dir={folder} holds other files and no run; {cure}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run, by its directory or a checkpoint in it.
+
+        Raises:
+            FileNotFoundError: there is no run, or no such checkpoint, at the path.
+        """
+        path = Path(path)
+        if path.suffix == ".ckpt":
+            if not path.is_file():
+                raise absent(path)
+            path = path.parent.parent
+        if not (path / "config.yaml").is_file():
+            known = sorted(str(run.path) for run in find(runs_root()))
+            shown = f" Known runs: {', '.join(known[:6])}." if known else ""
+            raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml.{shown}")
+        return cls(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        file = self.path / "config.yaml"
+        try:
+            config = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+        if not (isinstance(config, dict) and all(config.get(k) for k in ("model", "trainer"))):
+            raise ValueError(f"{file} holds no config of a run: the file is damaged")
+        return config
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "manifest.json")
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        return read_json(self.path / "evaluation.json")
+
+    @property
+    def status(self) -> str:
+        """`new`, or what the manifest says: `running`, `finished`, `stopped`, `failed`."""
+        return self.manifest.get("status", "new")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Its checkpoints: `last.ckpt`, then the others from the highest step down."""
+        files = [p for p in (self.path / "checkpoints").glob("*.ckpt") if p.is_file()]
+        return sorted(files, key=lambda p: (p.stem == "last", sealed_step(p) or -1), reverse=True)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint."""
+        return next(iter(self.checkpoints), None)
+
+    def checkpoint(self) -> Path:
+        """The newest checkpoint.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if self.last_checkpoint is None:
+            raise FileNotFoundError(
+                f"{self.path} has no checkpoint: there is no checkpoints/last.ckpt in it. "
+                "Train it first with the same config, or name another run"
+            )
+        return self.last_checkpoint
+
+    def whole_checkpoint(self) -> tuple[Path, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with those before it.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: none is whole.
+        """
+        self.checkpoint()
+        wrong: list[str] = []
+        for path in self.checkpoints:
+            try:
+                require_whole(path)
+            except ValueError as error:
+                wrong.append(str(error))
+            else:
+                return path, wrong
+        raise ValueError(
+            f"{self.path} has no checkpoint that is whole: {'; '.join(wrong)}. "
+            "To start again and keep what is there: add --rerun true"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping")
+    return content
+
+
+def find(root: Path) -> Iterator[Run]:
+    """All runs below a directory, whole or torn, by name."""
+    if is_run(root):
+        yield Run(root)
+        return
+    for folder in folders(root):
+        yield from find(folder)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's, whole or not."""
+    return path.is_dir() and any((path / name).exists() for name in RUN_MARKS)
+
+
+def folders(root: Path) -> list[Path]:
+    """Directories in one that may be runs or hold some, by name: not a run's own, and no way round in a circle."""
+    inside = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    seen = (p for p in inside if not p.name.startswith("."))
+    return sorted(p for p in seen if is_run(p) or not p.is_symlink())
+
+
+
+
+
+
+
+
+
+
+def absent(checkpoint: Path) -> FileNotFoundError:
+    """What to say of a checkpoint that is not there: which ones are."""
+    run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
+    there = ", ".join(p.name for p in Run(run).checkpoints) or "none"
+    return FileNotFoundError(
+        f"{checkpoint}: there is no such checkpoint. The checkpoints of {run}: {there}; "
+        "name one of them, or the run for its newest"
+    )
+
+
+
+
+
+
+
+

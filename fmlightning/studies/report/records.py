@@ -1,0 +1,189 @@
+"""Scores of a run and the options they were made with: at the end of training, and by `fmlightning evaluate`.
+
+Options of an evaluation are axes as those of training are: solver, nfe, guidance, grid, ema, ... An adaptive solver's
+nfe is the tolerance it was given, because how many evaluations that takes is an outcome, and a metric.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fmlightning.runs.checksum import sealed_step
+from fmlightning.runs.directory import Run, read_json
+from fmlightning.studies.report.axes import Options, flat, short, split
+
+FINAL, EVALUATIONS = "final", "evaluations"
+ASIDE = ("_std", "_low", "_high", "_floor", "_real", "_se")
+"""How scores end that stand beside others."""
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+"""Methods whose steps follow from a tolerance; `flow.ode` has the same list, and torch."""
+
+SETTLED = ("method", "num_steps", "rtol", "atol", "max_num_steps", "failed")
+"""Settings of a solver that are other axes already, or change no sample."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Scores of one model under one way to sample it."""
+
+    kind: str
+    options: Options
+    metrics: dict[str, float]
+    extra: Options = field(default_factory=dict)
+    """Options that follow from the others, and so are axes only when they are named."""
+
+
+def final_record(run: Run, config: dict[str, Any]) -> Record | None:
+    """What evaluation.json and the last values in metrics.csv say, or None where there is neither."""
+    found, scores = run.evaluation, final_scores(run)
+    last = {
+        name: points[-1][1]
+        for name, points in curves(run.path).items()
+        if points and not name.startswith("eval/")
+    }
+    if not scores and not last:
+        return None
+    judges = (config.get("evaluation") or {}).get("judges") or []
+    guidance = (config.get("model") or {}).get("guidance")
+    settings = {"judges": judges, "guidance": guidance, "solver": found.get("solver", "")}
+    options = sampling(settings, scores.get("nfe")) if scores else {}
+    return Record(FINAL, options, last | scores)
+
+
+def final_scores(run: Run) -> dict[str, float]:
+    """The scores in evaluation.json, as numbers.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        return {k: float(v) for k, v in run.evaluation.get("metrics", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        file = run.path / "evaluation.json"
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+
+
+def evaluation_records(run: Run, seed: int, asked: bool = False) -> tuple[list[Record], list[str]]:
+    """The cells in RUN/evaluations, and what is wrong with those that are not among them.
+
+    Args:
+        run: the run.
+        seed: of the run.
+        asked: whether to take only those that a sweep asked for, where it has noted them.
+    """
+    found, wrong = [], []
+    files, others = cell_files(run.path / "evaluations", asked)
+    if others:
+        wrong.append(f"{run.path}/evaluations: {others} left out, which the sweep did not ask for")
+    for file in files:
+        try:
+            content = read_json(file)
+            content["metrics"] = {k: float(v) for k, v in content["metrics"].items()}
+            found.append(content)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            wrong.append(f"{file} is left out: {' '.join(str(error).split())}")
+    steps = checkpoints_of(run, {str(r.get("checkpoint")) for r in found})
+    stale = [r for r in found if steps.get(str(r.get("checkpoint"))) is None]
+    if stale:
+        wrong.append(
+            f"{run.path}/evaluations: {len(stale)} left out, of checkpoints that are no longer there"
+        )
+    kept = [(r, steps[str(r.get("checkpoint"))]) for r in found if r not in stale]
+    return [record(r, step, seed) for r, step in kept], wrong
+
+
+def cell_files(folder: Path, asked: bool) -> tuple[list[Path], int]:
+    """The records in a directory, and how many others there are."""
+    notes = sorted(folder.glob("asked-*.json"))
+    files = [f for f in sorted(folder.glob("*.json")) if f.name != "evaluations.json"]
+    files = [f for f in files if f not in notes]
+    if not (asked and notes):
+        return files, 0
+    wanted = {str(name) for note in notes for name in read_json(note).get("files") or ()}
+    kept = [f for f in files if f.name in wanted]
+    return kept, len(files) - len(kept)
+
+
+def record(content: dict[str, Any], step: Any, seed: int) -> Record:
+    """A cell of an evaluation."""
+    nfe = content.get("nfe")
+    noise = content.get("seed")
+    options = {"checkpoint": step, **sampling(content, nfe)}
+    options |= {"ema": content.get("ema"), "noise": "own" if noise == seed else noise}
+    cost = {"nfe": nfe, "seconds_per_sample": content.get("seconds_per_sample")}
+    metrics = content["metrics"] | {k: float(v) for k, v in cost.items() if v is not None}
+    return Record(EVALUATIONS, options, metrics, {"budget": content.get("budget")})
+
+
+def sampling(content: dict[str, Any], nfe: float | None) -> Options:
+    """How samples were made and judged."""
+    solver = dict(written(str(content.get("solver", ""))))
+    method = content.get("method") or solver.get("method", "").strip("'\"")
+    options: Options = {"solver": method}
+    if method in ADAPTIVE:
+        options["nfe"] = f"tol {float(solver.get('rtol', 'nan')):g}"
+    else:
+        options["nfe"] = None if nfe is None else int(nfe)
+    # what is off, an older version may not have known
+    options |= {k: v for k, v in solver.items() if k not in SETTLED and v not in ("False", "None")}
+    guidance = dict(content.get("guidance") or {})
+    options["guidance"] = guidance.pop("scale", 1.0)
+    if options["guidance"] != 1 or guidance.get("zero_until"):
+        options |= dict(flat(guidance, "guidance"))
+    if content.get("weaker"):
+        options["guidance.weaker"] = str(content["weaker"])[:8]
+    return options | {"judges": short(content.get("judges") or [])}
+
+
+def written(text: str) -> Iterator[tuple[str, str]]:
+    """The settings in the repr of an object, `Name(a=1, b=C(d=2))`: a and b."""
+    for part in split(text[text.find("(") + 1 : text.rfind(")")]):
+        name, equals, value = part.partition("=")
+        if equals:
+            yield name, value.removesuffix("()")
+
+
+def checkpoints_of(run: Run, digests: set[str]) -> dict[str, Any]:
+    """What each digest in a run's records is: 'last', or the step of another checkpoint that is there.
+
+    Checkpoints are read only where the records are of several.
+    """
+    if len(digests) < 2:
+        return dict.fromkeys(digests, "last")
+    named = {file_digest(p): sealed_step(p) for p in reversed(run.checkpoints) if p.stem != "last"}
+    last = {file_digest(p): "last" for p in run.checkpoints if p.stem == "last"}
+    return {**named, **last}
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """The columns of metrics.csv as (step, value); without a last line that a full disk tore.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return {}
+    columns: dict[str, list[tuple[int, float]]] = {}
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        for row in csv.DictReader(line for line in lines if line.endswith("\n")):
+            step = int(row.pop("step"))
+            for name, text in row.items():
+                if text:
+                    columns.setdefault(name, []).append((step, float(text)))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    return columns

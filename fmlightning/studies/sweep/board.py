@@ -1,0 +1,95 @@
+"""What is going on, while it goes on: a table on a terminal, and lines elsewhere."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fmlightning.cli.argparser import console
+from fmlightning.studies.sweep.cost import cost, duration
+from fmlightning.studies.sweep.pool import Job, Pool
+
+SECOND = 1.0
+
+
+@dataclass
+class Board:
+    """Shows a pool at work.
+
+    Attributes:
+        live: None where the output is no terminal.
+        left: seconds that remain, as estimated at the last change.
+    """
+
+    live: Live | None = None
+    drawn: float = 0.0
+    left: float | None = None
+    stale: bool = True
+    began: float = field(default_factory=time.monotonic)
+
+    def tell(self, line: str) -> None:
+        """A cell has come further."""
+        self.stale = True
+        if self.live is None:
+            print(line, flush=True)
+        else:
+            self.live.console.print(line, highlight=False, markup=False)
+
+    def look(self, pool: Pool) -> None:
+        """Draw what is going on, once a second."""
+        if self.live is None or time.monotonic() - self.drawn < SECOND:
+            return
+        if self.stale:
+            estimate = cost(pool.plan, pool.journal.state).total
+            self.left, self.stale = estimate, False
+        self.drawn = time.monotonic()
+        self.live.update(self.drawing(pool), refresh=True)
+
+    def drawing(self, pool: Pool) -> Group:
+        table = Table("running", "", "step", "for", box=None, padding=(0, 2, 0, 0))
+        for job in pool.running:
+            table.add_row(job.work.cell.label, job.step.name, progress(job), elapsed(job.began))
+        counts = Counter(status.word for status in pool.journal.state.values())
+        words = ", ".join(f"{n} {word}" for word, n in counts.items())
+        left = "" if self.left is None else f"; about {duration(self.left / pool.jobs)} left"
+        return Group(table, Text(f"{words}; {elapsed(self.began)}{left}"))
+
+
+@contextmanager
+def board(terminal: bool) -> Iterator[Board]:
+    """A board for as long as a sweep runs."""
+    if not terminal:
+        yield Board()
+        return
+    with Live(console=console(), auto_refresh=False, transient=True) as live:
+        yield Board(live)
+
+
+def progress(job: Job) -> str:
+    if job.step.name != "training":
+        return ""
+    steps = job.work.cell.max_steps
+    return f"{last_step(job.work.cell.run / 'metrics.csv')}{f' of {steps}' if steps > 0 else ''}"
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole row of a metrics file, from its end alone; 0 before the first."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            rows = file.read().decode(errors="replace").split("\n")[1:-1]
+        return int(rows[-1].split(",")[0]) if rows else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def elapsed(began: float) -> str:
+    return duration(time.monotonic() - began)

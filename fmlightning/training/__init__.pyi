@@ -1,0 +1,16 @@
+from .callbacks.evaluation import Evaluation as Evaluation
+from .callbacks.oracle import OracleError as OracleError
+from .callbacks.progress import StepProgress as StepProgress
+from .callbacks.provenance import Provenance as Provenance
+from .callbacks.sampling import Samples as Samples
+from .callbacks.trajectories import Trajectories as Trajectories
+from .ema.callback import EMA as EMA
+from .lightning.checkpoints import Checkpoints as Checkpoints
+from .lr_schedules import Constant as Constant
+from .lr_schedules import Cosine as Cosine
+from .lr_schedules import InverseSquareRoot as InverseSquareRoot
+from .lr_schedules import LinearDecay as LinearDecay
+from .lr_schedules import PolynomialDecay as PolynomialDecay
+from .module import FlowMatching as FlowMatching
+from .nonfinite import NonFinite as NonFinite
+from .tracking import Tracking as Tracking

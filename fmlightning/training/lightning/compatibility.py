@@ -1,0 +1,82 @@
+"""What looks at every batch of training, so that Lightning has to show it each of them."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.plugins.precision import (
+    DoublePrecision,
+    HalfPrecision,
+    MixedPrecision,
+    Precision,
+)
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from fmlightning.training.lightning.next_step import Patient
+from fmlightning.training.module import FlowMatching
+from fmlightning.training.nonfinite import scaler
+
+WATCHES = (
+    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step",
+)  # fmt: skip
+"""Hooks that Lightning calls at every batch."""
+
+STEPS = (
+    "optimizer_step", "optimizer_zero_grad", "backward", "lr_scheduler_step", "on_before_batch_transfer",
+    "transfer_batch_to_device", "on_after_batch_transfer",
+)  # fmt: skip
+"""What a module of one's own may do otherwise."""
+
+RARE = LearningRateMonitor, Timer
+"""Callbacks of Lightning that are asked at every batch, and need not be."""
+
+
+def obstacle(trainer: Trainer) -> str | None:
+    """What looks at every batch, in words; None where nothing does."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        known = isinstance(callback, Patient) or type(callback) in RARE
+        if not known and changed(callback, Callback, WATCHES):
+            return f"the callback {type(callback).__name__}"
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    for part, plain, names in (
+        (module, LightningModule, (*WATCHES, *STEPS)),
+        (module, FlowMatching, ("training_step", "configure_gradient_clipping")),
+        (data, LightningDataModule, STEPS[-3:]),
+    ):
+        if found := changed(part, plain, names):
+            return f"{type(part).__name__}.{found[0]}"
+    return odd_setting(trainer)
+
+
+def odd_setting(trainer: Trainer) -> str | None:
+    """An option of the trainer under which a step is another one."""
+    options: Any = trainer  # of which many are declared nowhere
+    strategy, precision = trainer.strategy, trainer.precision_plugin
+    known = type(precision) in (Precision, DoublePrecision, HalfPrecision, MixedPrecision)
+    plateaus = [
+        c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and c.interval == "step"
+    ]
+    odd = {
+        "strategy": type(strategy) not in (SingleDeviceStrategy, DDPStrategy),
+        "model averaging": getattr(strategy, "_model_averager", None) is not None,
+        "precision": not known or scaler(trainer) is not None,
+        "profiler": not isinstance(options.profiler, PassThroughProfiler),
+        "fast_dev_run": bool(options.fast_dev_run),
+        "val_check_interval by the clock": options._val_check_time_interval is not None,
+        "data without a length": trainer.num_training_batches == math.inf,
+        "manual optimisation": not trainer.lightning_module.automatic_optimization,
+        "several optimisers": len(trainer.optimizers) != 1,
+        "scheduler of every step's metric": bool(plateaus),
+    }
+    return next((f"the trainer ({name})" for name, holds in odd.items() if holds), None)
+
+
+def changed(part: Any, plain: type, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The methods of some names that are not those of a plain class."""
+    return tuple(
+        n for n in names
+        if getattr(getattr(part, n, None), "__func__", None) is not getattr(plain, n, None)
+    )  # fmt: skip
