@@ -92,7 +92,7 @@ CASES = {
 
 
 @dataclass
-class Bench:
+class Scorer:
     """What all measurements share."""
 
     device: torch.device
@@ -240,7 +240,7 @@ class Bench:
         )
 
 
-def measured(bench: Bench, cases: dict[str, Case]) -> dict[str, Any]:
+def measured(bench: Scorer, cases: dict[str, Case]) -> dict[str, Any]:
     """All of it."""
     training = {name: bench.training(case) for name, case in cases.items()}
     sampling = {name: bench.sampling(case) for name, case in cases.items()}
@@ -282,7 +282,7 @@ def main() -> int:
         )
         return 1
     size = TINY if chosen.tiny else Size()
-    bench = Bench(torch.device("cuda" if cuda else "cpu"), size)
+    bench = Scorer(torch.device("cuda" if cuda else "cpu"), size)
     # compiling takes minutes on a CPU, and half precision is emulated there
     result = measured(bench, CASES if cuda else {"float32": Case()})
     print(table(result))

@@ -26,8 +26,8 @@ from timing import begin, parser, report, seconds
 from torch import nn
 
 from fmlightning.__main__ import main as fmlightning
-from fmlightning.data.images.base import Collection, ImageData
-from fmlightning.data.images.datasets import Held
+from fmlightning.data.images.base import ImageData, Splits
+from fmlightning.data.images.datasets import InMemoryImages
 from fmlightning.flow.couplings import MinibatchOT
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
@@ -52,7 +52,9 @@ class Pixels(ImageData):
     def __init__(self, size: int) -> None:
         pixels = torch.randint(256, (size, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
         super().__init__(
-            Collection({"train": Held(pixels, None), "test": Held(pixels[:100], None)}),
+            Splits(
+                {"train": InMemoryImages(pixels, None), "test": InMemoryImages(pixels[:100], None)}
+            ),
             labelled=False,
         )
 

@@ -45,7 +45,7 @@ from fmlightning.flow.pixels import dequantise
 from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.nets.unet import UNet
-from fmlightning.training.lightning.fast_loop import Stretches
+from fmlightning.training.lightning.fast_loop import FastLoop
 
 Draw = Callable[[], tuple[Tensor, Tensor, Tensor | None]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -197,18 +197,18 @@ class Beside:
         next(self.steps)
         self.clock, self.seconds, self.taken = clock, 0.0, 0
         self.losses: list[float] = []
-        self.advance = Stretches.advance
+        self.advance = FastLoop.advance
 
     def __enter__(self) -> "Beside":
-        def advance(stretches: Stretches, fetcher: Any) -> None:
+        def advance(stretches: FastLoop, fetcher: Any) -> None:
             self.advance(stretches, fetcher)
             self.follow(stretches.trainer.global_step)
 
-        Stretches.advance = advance  # type: ignore[assignment, method-assign]
+        FastLoop.advance = advance  # type: ignore[assignment, method-assign]
         return self
 
     def __exit__(self, *error: object) -> None:
-        Stretches.advance = self.advance  # type: ignore[method-assign]
+        FastLoop.advance = self.advance  # type: ignore[method-assign]
 
     def follow(self, step: int) -> None:
         gc.disable()  # most of the garbage is ours to collect

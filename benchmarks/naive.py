@@ -62,7 +62,7 @@ class Naive(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Counted(EMAWeightAveraging):
+class NFECounter(EMAWeightAveraging):
     """Lightning's average, which counts."""
 
     updates = 0
@@ -81,7 +81,7 @@ def naive(case: Case, steps: int, seed: int) -> Training:
         quiet(),
         seeded(Key(seed)),
     ):
-        average = Counted(decay=case.decay)
+        average = NFECounter(decay=case.decay)
         checkpoints = ModelCheckpoint(
             Path(folder) / "checkpoints",
             save_top_k=-1,

@@ -62,7 +62,7 @@ def written(options: Any) -> Path:
         print(
             f"{name} at step {made.step}, of {made.count} averages; its profile is {made.misfit:.1e} off"
         )
-        if made.misfit > ROUGH:
+        if made.fit_error > ROUGH:
             print(f"warning: that is far; {remedy(run.path, made.step)}")
         return path
     found = averages(checkpoint)
@@ -109,7 +109,7 @@ def write(
     path: Path, checkpoint: dict[str, Any], name: str, weights: dict[str, Any], step: int
 ) -> None:
     """A checkpoint to sample from: its raw weights are the average too, and there is nothing to train on with."""
-    from fmlightning.training.lightning.checkpoints import SealedFiles
+    from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 
     raw = checkpoint["state_dict"]
     named = {
@@ -121,7 +121,7 @@ def write(
         "global_step": step,
         "callbacks": {"EMA": {"name": name, "shadow": weights, "updates": step}},
     }
-    SealedFiles().save_checkpoint(content, path)
+    ChecksummedFiles().save_checkpoint(content, path)
 
 
 def listing(named: str) -> list[str]:

@@ -42,10 +42,14 @@ from fmlightning.training.callbacks.provenance import Provenance
 from fmlightning.training.callbacks.sampling import Samples
 from fmlightning.training.callbacks.trajectories import Trajectories
 from fmlightning.training.ema.callback import EMA
-from fmlightning.training.lightning.checkpoints import Checkpoints, SealedFiles
-from fmlightning.training.lightning.fast_loop import Stretches
-from fmlightning.training.lightning.peers import Together, left_alone
-from fmlightning.training.lightning.shutdown import Stopping, leave_together, without_handlers
+from fmlightning.training.lightning.checkpoints import Checkpoints, ChecksummedFiles
+from fmlightning.training.lightning.fast_loop import FastLoop
+from fmlightning.training.lightning.peers import PeerWatchdog, left_alone
+from fmlightning.training.lightning.shutdown import (
+    GracefulShutdown,
+    leave_together,
+    without_handlers,
+)
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import NonFinite, NonFiniteError
@@ -321,24 +325,24 @@ class FlowCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
         callbacks: list[Callback] = [
-            Together(),
+            PeerWatchdog(),
             Provenance(self.resolved, self.text),
             OracleError(),
         ]
         if trainer.enable_progress_bar is not False:
             callbacks.append(StepProgress())
         if self.subcommand == "fit":
-            callbacks.append(Stopping())
+            callbacks.append(GracefulShutdown())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
         trainer.logger = self.loggers(trainer.logger)
-        trainer.plugins = [*as_list(trainer.plugins), SealedFiles()]
+        trainer.plugins = [*as_list(trainer.plugins), ChecksummedFiles()]
         try:
             built = without_handlers(super().instantiate_trainer(**kwargs))
         except (TypeError, ImportError, ValueError, MisconfigurationException) as error:
             raise ValueError(of_trainer(str(error), self.resolved["trainer"])) from error
         self.check_built(built)
         if self.subcommand == "fit":
-            Stretches(built)
+            FastLoop(built)
         return built
 
     def check_built(self, trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ from fmlightning.cli.build import instantiate_model
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.models import NetworkField, TrainedField
 from fmlightning.flow.solvers.ode import ODESolver
-from fmlightning.flow.sources import Given, Source
+from fmlightning.flow.sources import PairedSource, Source
 from fmlightning.runs.checkpoint import require_same_layout
 from fmlightning.runs.directory import Run
 from fmlightning.runs.weights import read_weights
@@ -26,7 +26,7 @@ class TrainedFlow:
         source: the law at t = 0.
         solver: the solver of the run's config.
         guidance: the guidance of the run's config, for classes.
-        label_drop: how often labels were hidden in training.
+        class_dropout_prob: how often labels were hidden in training.
         event_shape: the shape of one sample.
         num_classes: number of labels, 0 for none.
         levels: grey levels of images, or None.
@@ -40,7 +40,7 @@ class TrainedFlow:
     source: Source
     solver: ODESolver
     guidance: Guidance
-    label_drop: float
+    class_dropout_prob: float
     event_shape: tuple[int, ...]
     num_classes: int
     levels: int | None
@@ -57,7 +57,7 @@ class TrainedFlow:
         """
         if self.weaker is not None:
             return guidance.auto(self.field, self.weaker)
-        return guidance.free(self.field, self.num_classes if self.label_drop else 0)
+        return guidance.free(self.field, self.num_classes if self.class_dropout_prob else 0)
 
 
 def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> NetworkField:
@@ -91,14 +91,14 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
     model.network.load_state_dict(weights)
     if flow.get("paired"):
-        model.source = Given(torch.empty(0, *flow["event_shape"]))
+        model.source = PairedSource(torch.empty(0, *flow["event_shape"]))
     field = model.field.eval().requires_grad_(False)
     return TrainedFlow(
         field,
         model.source,
         model.solver,
         model.guidance,
-        model.label_drop,
+        model.class_dropout_prob,
         tuple(flow["event_shape"]),
         flow["num_classes"],
         flow["levels"],

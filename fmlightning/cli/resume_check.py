@@ -49,7 +49,7 @@ class TooLate(Exception):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class ResumeCheck:
     """How a rehearsal went.
 
     Attributes:
@@ -63,7 +63,7 @@ class Rehearsal:
     seconds: float
 
 
-def rehearse(accelerator: str = "cpu") -> Rehearsal:
+def rehearse(accelerator: str = "cpu") -> ResumeCheck:
     """Train, train and kill, resume, and compare; dots on stderr show that it goes on.
 
     Raises:
@@ -82,7 +82,7 @@ def rehearse(accelerator: str = "cpu") -> Rehearsal:
             process.finish()
         rows = compare(Record.read(Run(folder / "whole")), Record.read(Run(folder / "broken")))
     differing = tuple(row.name for row in rows if row.difference)
-    return Rehearsal(step, differing, time.monotonic() - begin)
+    return ResumeCheck(step, differing, time.monotonic() - begin)
 
 
 class Process:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
 from fmlightning.flow.keys import Key
-from fmlightning.flow.sources import Given
+from fmlightning.flow.sources import PairedSource
 
 
 class PairedBatches(Protocol):
@@ -121,9 +121,9 @@ class FlowData(LightningDataModule):
         return self.eval_samples("test")
 
     @property
-    def starts(self) -> Given:
+    def starts(self) -> PairedSource:
         """The x0 that samples start at, where batches bring x0."""
-        return Given(self.held_out["x0"])
+        return PairedSource(self.held_out["x0"])
 
     # -- what a sample looks like -------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def permutation(size: int, key: Key) -> Tensor:
     return torch.randperm(size, generator=key.generator())
 
 
-def steps_together(shape: Sequence[int]) -> int:
+def steps_per_draw(shape: Sequence[int]) -> int:
     """How many steps' numbers are drawn at once, by the shape of a global batch; 1 for images."""
     return max(1, TOGETHER // math.prod(shape))
 

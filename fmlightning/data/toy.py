@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Order, steps_together
+from fmlightning.data.order import Batch, Order, steps_per_draw
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
 from fmlightning.flow.toys import Moons
@@ -94,7 +94,7 @@ class ToyData(FlowData):
     @property
     def together(self) -> int:
         """How many steps' points are drawn at once."""
-        return steps_together((self.batch_size, *self.event_shape))
+        return steps_per_draw((self.batch_size, *self.event_shape))
 
     def new_points(self, group: int) -> torch.Tensor:
         """The points of a group of steps; of all processes, each of which takes its rows."""

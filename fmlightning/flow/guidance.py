@@ -76,7 +76,7 @@ class Guidance:
             return field
         if not num_classes:
             raise ValueError(
-                f"guidance.scale={self.scale:g} needs a model with labels, trained with label_drop > 0; "
+                f"guidance.scale={self.scale:g} needs a model with labels, trained with class_dropout_prob > 0; "
                 "this one was not: leave it at 1, or guide with a weaker model"
             )
         return GuidedField(self, field, null=num_classes)

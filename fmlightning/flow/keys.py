@@ -82,7 +82,7 @@ class Rows(NamedTuple):
         )
         return torch.stack(torch.broadcast_tensors(*c), -1).flatten(1)[:, :count]
 
-    def lanes(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
+    def mask_bits(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
         """Independent 16-bit numbers, as int16 in [-2**15, 2**15): cheap ones, for masks.
 
         Four are the SplitMix64 word j of a row, mix(start + (j + 1) step), where the start is mixed of key, index and

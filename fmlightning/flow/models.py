@@ -200,7 +200,7 @@ def require_one_noise(
     use: str, schedule: Schedule, source: Source | None, independent: bool
 ) -> None:
     """Refuse to take sigma x0 + gamma eps for one noise where it is known to be two."""
-    if schedule.has_gamma and source is not None and not (source.gaussian and independent):
+    if schedule.stochastic and source is not None and not (source.gaussian and independent):
         raise ValueError(
             f"{use} on {schedule}, which has gamma > 0: x0 and its noise are one Gaussian noise only for a Gaussian "
             f"source independent of the data, and not for source={source} with independent={independent}. Predict "

@@ -90,7 +90,7 @@ class Gaussian(Source):
 
 
 @dataclass(frozen=True, eq=False)
-class Given(Source):
+class PairedSource(Source):
     """Points that come with the data: sample k starts at the k-th of them, in turn.
 
     Training takes each x0 from its batch, beside the x1 that it belongs to; sampling starts from the points held here.

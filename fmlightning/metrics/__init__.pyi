@@ -1,7 +1,7 @@
 from .features.frechet import Frechet as Frechet
 from .features.inception_score import InceptionScore as InceptionScore
 from .features.kernel import KernelDistance as KernelDistance
-from .features.knn_accuracy import Neighbours as Neighbours
+from .features.knn_accuracy import KNNAccuracy as KNNAccuracy
 from .features.precision_recall import PrecisionRecall as PrecisionRecall
 from .features.textures import Textures as Textures
 from .likelihood import NegativeLogLikelihood as NegativeLogLikelihood

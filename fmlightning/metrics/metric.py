@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, Points
 from fmlightning.flow.sources import Source
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 
 
 class Judge(Metric):
@@ -26,7 +26,7 @@ class Judge(Metric):
     num_samples: int
     """How many generated samples it wants; 0 for none."""
 
-    def meet(self, real: Real) -> None:
+    def meet(self, real: ReferenceData) -> None:
         """Take the real samples of a DataModule: whole, but for judges of sets that fit into no memory."""
         reference, held_out = real.eval_samples("reference"), real.eval_samples("test")
         labels = (reference["y"], held_out["y"]) if "y" in held_out else None

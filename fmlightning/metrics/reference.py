@@ -12,7 +12,7 @@ from fmlightning.flow.shapes import Labels, Points
 Batch = dict[str, Tensor]
 
 
-class Real(Protocol):
+class ReferenceData(Protocol):
     """Real samples in two splits, `reference` and `test`; every `FlowData` is one.
 
     Batches are `{"x1": (B, *S), "y": (B,)?}`.
@@ -39,7 +39,7 @@ class Real(Protocol):
 
 
 @dataclass(frozen=True)
-class RealSamples:
+class ReferenceSamples:
     """Real samples that every process holds whole.
 
     Args:

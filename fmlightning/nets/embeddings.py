@@ -106,9 +106,9 @@ class Dropout(nn.Module):
                 f"dropout={1 - self.kept / HALF:.3g} needs random numbers while training: call the network with "
                 "rows=key.rows(index), one index for each sample, or switch to network.eval()"
             )
-        lanes = rows.lanes(x[0].numel(), self.stream).reshape(x.shape)
+        mask_bits = rows.mask_bits(x[0].numel(), self.stream).reshape(x.shape)
         # a product with numbers is twice as fast as torch.where with its backward; half precision would round them
-        keep = (lanes < self.kept - HALF // 2).to(torch.promote_types(x.dtype, torch.float32))
+        keep = (mask_bits < self.kept - HALF // 2).to(torch.promote_types(x.dtype, torch.float32))
         return (x * keep.mul_(HALF / self.kept)).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmlightning.data.order import steps_together
+from fmlightning.data.order import steps_per_draw
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
 
 
-class StepNumbers(NamedTuple):
+class StepNoise(NamedTuple):
     """The numbers of this process's rows of a batch; those of times are of the whole batch."""
 
     x0: Tensor | None
@@ -29,7 +29,7 @@ class StepNumbers(NamedTuple):
 
 
 @dataclass
-class Numbers:
+class Draws:
     """What a training step draws, by step.
 
     Args:
@@ -49,20 +49,20 @@ class Numbers:
     source: Source | None
     gamma: bool
     labels: bool
-    drawn: tuple[int, StepNumbers] | None = field(default=None, init=False)
+    drawn: tuple[int, StepNoise] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.together = steps_together(self.shape)
+        self.together = steps_per_draw(self.shape)
 
-    def __call__(self, step: int) -> StepNumbers:
+    def __call__(self, step: int) -> StepNoise:
         group, place = divmod(step, self.together)
         if self.drawn is None or self.drawn[0] != group:
             self.drawn = (group, self.group(group))
         x0, u, eps, label = self.drawn[1]
         rows = [None if x is None else x[place] for x in (x0, eps, label)]
-        return StepNumbers(rows[0], u[place], rows[1], rows[2])
+        return StepNoise(rows[0], u[place], rows[1], rows[2])
 
-    def group(self, group: int) -> StepNumbers:
+    def group(self, group: int) -> StepNoise:
         """The numbers of a group of steps, equation (1)."""
         n, size, device = self.together, self.shape[0], self.device
         key = self.key.fold(group) if n == 1 else self.key.fold("steps", group)
@@ -80,4 +80,4 @@ class Numbers:
             eps = eps[:, self.rows]
         if self.labels:
             label = torch.rand(n, size, generator=generator("label"), device=device)[:, self.rows]
-        return StepNumbers(x0, u, eps, label)
+        return StepNoise(x0, u, eps, label)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class Decay(LRScheduler):
+class LRSchedule(LRScheduler):
     """A linear warm-up, then a shape of one's own down to the last step of the run."""
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
@@ -47,25 +47,25 @@ class Decay(LRScheduler):
         )
 
 
-class Constant(Decay):
+class Constant(LRSchedule):
     """Warm up, then keep the learning rate."""
 
 
-class Cosine(Decay):
+class Cosine(LRSchedule):
     """Warm up, then follow half a cosine to zero."""
 
     def factor(self, progress: float) -> float:
         return (1 + math.cos(math.pi * progress)) / 2
 
 
-class LinearDecay(Decay):
+class LinearDecay(LRSchedule):
     """Warm up, then fall along a line to zero."""
 
     def factor(self, progress: float) -> float:
         return 1 - progress
 
 
-class PolynomialDecay(Decay):
+class PolynomialDecay(LRSchedule):
     """Warm up, then fall to a last rate: final + (1 - final) (1 - progress)^power, in parts of the first.
 
     Args:
@@ -93,7 +93,7 @@ class PolynomialDecay(Decay):
         return self.final + (1 - self.final) * (1 - progress) ** self.power
 
 
-class InverseSquareRoot(Decay):
+class InverseSquareRoot(LRSchedule):
     """Warm up, keep the rate, and from `constant_steps` on let it fall as 1 / sqrt(step); it needs no last step.
 
     Source: Karras et al. 2024 (EDM2), arXiv:2312.02696, app. B; 70,000 steps are of its presets for 512 x 512.

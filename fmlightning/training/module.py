@@ -34,15 +34,21 @@ from fmlightning.flow.paths.predictions import Prediction, domain
 from fmlightning.flow.paths.schedules import Linear, Schedule
 from fmlightning.flow.solvers.ode import ODESolver, Solution
 from fmlightning.flow.solvers.sampling import sample
-from fmlightning.flow.sources import Gaussian, Given, Source
+from fmlightning.flow.sources import Gaussian, PairedSource, Source
 from fmlightning.metrics.means import BinnedMean
 from fmlightning.runs.cache import cached
 from fmlightning.runs.checkpoint import require_same_layout
-from fmlightning.training.draws import Numbers
+from fmlightning.training.draws import Draws
 from fmlightning.training.ema.callback import evaluation_weights
-from fmlightning.training.lr_schedules import Decay
+from fmlightning.training.lr_schedules import LRSchedule
 from fmlightning.training.nonfinite import guard
-from fmlightning.training.pairing import BatchPairing, Fit, PairedBatches, SetPairing, Share
+from fmlightning.training.pairing import (
+    BatchPairing,
+    PairedBatches,
+    PairingContext,
+    PotentialFit,
+    SetPairing,
+)
 from fmlightning.training.prefetch import MOST_AHEAD
 
 BINS = 8
@@ -63,7 +69,7 @@ class FlowMatching(LightningModule):
             times and the weight have no effect, and `train/loss` and `val/loss` are in nats.
         optimizer: an optimiser of torch.
         scheduler: a schedule of the learning rate, stepped once a step; null keeps it constant.
-        label_drop: probability of hiding a label in training, for classifier-free guidance.
+        class_dropout_prob: probability of hiding a label in training, for classifier-free guidance.
         solver: how validation, prediction and callbacks sample.
         guidance: how strongly they push samples towards their labels; training knows nothing of it.
         compile: whether to compile the network with torch.compile.
@@ -88,7 +94,7 @@ class FlowMatching(LightningModule):
         objective: MaximumLikelihood | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        label_drop: float = 0.0,
+        class_dropout_prob: float = 0.0,
         solver: ODESolver = ODESolver(),  # noqa: B008
         guidance: Guidance = Guidance(),  # noqa: B008
         compile: bool = False,
@@ -97,8 +103,10 @@ class FlowMatching(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= label_drop < 1:
-            raise ValueError(f"model.label_drop={label_drop} is a probability in [0, 1)")
+        if not 0 <= class_dropout_prob < 1:
+            raise ValueError(
+                f"model.class_dropout_prob={class_dropout_prob} is a probability in [0, 1)"
+            )
         if not 0 <= ahead <= MOST_AHEAD:
             raise ValueError(
                 f"model.ahead={ahead} must be from 0, which solves within the step, to {MOST_AHEAD}: each is a thread"
@@ -111,12 +119,12 @@ class FlowMatching(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.weight, self.objective = weight, objective
         self.interval = domain(predicts, path)
-        self.label_drop = label_drop
+        self.class_dropout_prob = class_dropout_prob
         self.solver, self.guidance = solver, guidance
         self.ahead, self.seed = ahead, seed
         self.potential: Tensor | None = None
         self.potential_of: str | None = None
-        self.numbers: Numbers | None = None
+        self.numbers: Draws | None = None
         self.key = Key(seed).fold("train")
         self.keyed_network = draws(network)
         if compile and objective is not None:
@@ -164,7 +172,7 @@ class FlowMatching(LightningModule):
     @property
     def guided(self) -> TrainedField:
         """The field that samples follow."""
-        return self.guidance.free(self.field, self.num_classes if self.label_drop else 0)
+        return self.guidance.free(self.field, self.num_classes if self.class_dropout_prob else 0)
 
     # -- set-up ---------------------------------------------------------------------------------
 
@@ -195,9 +203,10 @@ class FlowMatching(LightningModule):
         self.latent = data.seen.event_shape != data.event_shape
         if data.gives_x0:
             self.take_pairs(data)
-        if self.label_drop and not self.num_classes:
+        if self.class_dropout_prob and not self.num_classes:
             raise ValueError(
-                f"model.label_drop={self.label_drop} hides labels, and {type(data).__name__} has none: set it to 0"
+                f"model.class_dropout_prob={self.class_dropout_prob} hides labels, and {type(data).__name__} has none: "
+                "set it to 0"
             )
         _ = self.guided  # refuses a model without labels
         weights = list(self.network.parameters())
@@ -243,7 +252,7 @@ class FlowMatching(LightningModule):
                 f"model.coupling={self.coupling}: each x0 of {name} belongs to the x1 beside it and is not paired "
                 "anew; set model.coupling=Independent"
             )
-        if not isinstance(self.source, Gaussian | Given):
+        if not isinstance(self.source, Gaussian | PairedSource):
             raise ValueError(
                 f"model.source={self.source}: x0 comes with {name}, so no source is drawn from; leave it out"
             )
@@ -296,7 +305,7 @@ class FlowMatching(LightningModule):
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
-        if isinstance(scheduler, Decay):
+        if isinstance(scheduler, LRSchedule):
             scheduler.end_at(int(self.trainer.estimated_stepping_batches))
         return {
             "optimizer": optimizer,
@@ -360,27 +369,27 @@ class FlowMatching(LightningModule):
     ) -> tuple[PathSample, Tensor | None]:
         """Points, times and velocities of this process's rows of a global batch; x0 too, unless it is given."""
         if self.numbers is None:
-            self.numbers = self.numbers_of(x1, y, x0)
+            self.numbers = self.draws_of(x1, y, x0)
         drawn = self.numbers(step)
         x0 = drawn.x0 if x0 is None else x0
         assert x0 is not None, "x0 comes with the batch"
         t = self.times.draw(drawn.u, self.interval)[self.numbers.rows]
         if y is not None and drawn.label is not None:
-            y = torch.where(drawn.label < self.label_drop, self.num_classes, y)
+            y = torch.where(drawn.label < self.class_dropout_prob, self.num_classes, y)
         return self.path.sample(x0, x1, t, drawn.eps), y
 
-    def numbers_of(self, x1: Tensor, y: Tensor | None, x0: Tensor | None) -> Numbers:
+    def draws_of(self, x1: Tensor, y: Tensor | None, x0: Tensor | None) -> Draws:
         """The random numbers of this run, whose batches look like this one."""
         shape, drawn = (self.batch_size, *x1.shape[1:]), x0 is None
         assert not drawn or isinstance(self.coupling, Independent), "a coupling brings x0 with x1"
-        return Numbers(
+        return Draws(
             self.key,
             shape,
             self.shard.rows(self.batch_size),
             x1.device,
             self.source if drawn else None,
-            self.schedule.has_gamma,
-            y is not None and self.label_drop > 0,
+            self.schedule.stochastic,
+            y is not None and self.class_dropout_prob > 0,
         )
 
     def pair(self, batch: Callable[[int], Batch]) -> PairedBatches:
@@ -391,7 +400,7 @@ class FlowMatching(LightningModule):
         """
         device = self.trainer.strategy.root_device
         rows = self.shard.rows(self.batch_size)
-        share = Share(self.key, self.source, self.batch_size, rows, device)
+        share = PairingContext(self.key, self.source, self.batch_size, rows, device)
         if isinstance(self.coupling, SemidiscreteOT):
             return PairedBatches(SetPairing(self.fitted(device), share), self.ahead)
         alone = self.trainer.world_size == 1
@@ -405,13 +414,13 @@ class FlowMatching(LightningModule):
         assert isinstance(self.coupling, SemidiscreteOT)
         x1 = self.trainer.datamodule.fixed_set()["x1"].to(device)  # type: ignore[attr-defined]
         # as the judges' noise, it does not depend on the seed of the run
-        fit = Fit(self.coupling, x1, self.source, Key(0).fold("potential"))
+        fit = PotentialFit(self.coupling, x1, self.source, Key(0).fold("potential"))
         if self.potential is None or self.potential_of != fit.digest:
             self.potential = cached(fit.name, partial(self.fit, fit), device)["potential"]
             self.potential_of = fit.digest
         return self.coupling.potential(x1, self.potential.to(device))
 
-    def fit(self, fit: Fit) -> dict[str, Tensor]:
+    def fit(self, fit: PotentialFit) -> dict[str, Tensor]:
         """The potential that the first process finds; all look for it, so that all see what is wrong."""
         self.print(f"fitting the potential of {len(fit.x1)} points, once")
         found = fit.potential()
@@ -472,7 +481,7 @@ class FlowMatching(LightningModule):
             x0, x1, y = x0[i], x1[j], None if y is None else y[j]
         low, high = self.interval
         t = low + (high - low) * rows.uniform((), stream=2)
-        eps = rows.normal(x1.shape[1:], stream=3) if self.schedule.has_gamma else None
+        eps = rows.normal(x1.shape[1:], stream=3) if self.schedule.stochastic else None
         return self.path.sample(x0, x1, t, eps), y
 
     def couple_blocks(
@@ -539,7 +548,7 @@ class FlowMatching(LightningModule):
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
             "levels": self.levels,
-            "paired": isinstance(self.source, Given),
+            "paired": isinstance(self.source, PairedSource),
             "latent": self.latent,
         }
 

@@ -55,7 +55,7 @@ class NonFinite(Callback):
         if max_skips < 1:
             raise ValueError(f"nonfinite.max_skips={max_skips} must be at least 1")
         self.action, self.max_skips = action, max_skips
-        self.in_a_row = 0
+        self.consecutive_skips = 0
         self.taken: bool | Tensor = True
         self.losses: list[Tensor] = []
         self.step = 0
@@ -107,7 +107,7 @@ class NonFinite(Callback):
         norm, self.norm = self.norm, None
         losses, self.losses = self.losses, []
         if self.taken is True:  # a verdict that is known at once leaves nothing to read
-            self.in_a_row = 0
+            self.consecutive_skips = 0
             return
         loss = torch.stack(losses).sum()
         self.pending.append((self.step, torch.stack((loss.float(), norm.to(loss.device).float()))))
@@ -133,16 +133,16 @@ class NonFinite(Callback):
             numbers = self.trainer.strategy.reduce(numbers, reduce_op="mean")
         for (step, _), (loss, norm) in zip(pending, numbers.tolist(), strict=True):
             if math.isfinite(norm):
-                self.in_a_row = 0
+                self.consecutive_skips = 0
             else:
-                self.in_a_row += 1
+                self.consecutive_skips += 1
                 self.judge(step, loss, norm)
 
     def judge(self, step: int, loss: float, norm: float) -> None:
         """Log a step that was not taken."""
         what = f"step {step}: the loss is {loss:.4g} and the norm of its gradient {norm:.4g}"
         if scaler(self.trainer) is not None and math.isfinite(loss):
-            if self.in_a_row > SCALER_PATIENCE:
+            if self.consecutive_skips > SCALER_PATIENCE:
                 raise NonFiniteError(f"{what}, at any scale of float16. {REMEDY}")
             return
         for logger in self.trainer.loggers:
@@ -152,10 +152,10 @@ class NonFinite(Callback):
                 f"{what}. The step was not taken, and the run stops; its last checkpoint is as it was. {REMEDY}, "
                 "or go on without such steps: --nonfinite.action skip --ckpt_path auto"
             )
-        if self.in_a_row > self.max_skips:
+        if self.consecutive_skips > self.max_skips:
             raise NonFiniteError(
-                f"{what}, as in the {self.in_a_row - 1} steps before: more than nonfinite.max_skips={self.max_skips}. "
-                f"{REMEDY}"
+                f"{what}, as in the {self.consecutive_skips - 1} steps before: more than "
+                f"nonfinite.max_skips={self.max_skips}. {REMEDY}"
             )
         if self.trainer.is_global_zero:
             print(f"warning: {what}; the step was skipped", flush=True)
@@ -196,10 +196,10 @@ class NonFinite(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self.read()
-        return {"in_a_row": self.in_a_row}
+        return {"consecutive_skips": self.consecutive_skips}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.in_a_row = state_dict["in_a_row"]
+        self.consecutive_skips = state_dict.get("consecutive_skips", state_dict.get("in_a_row", 0))
 
 
 REMEDY = "Train with a smaller learning rate, or with trainer.gradient_clip_val"

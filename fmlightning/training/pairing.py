@@ -18,11 +18,11 @@ from fmlightning.data.order import Batch
 from fmlightning.flow.couplings import Coupling, Potential, SemidiscreteOT
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
-from fmlightning.training.prefetch import Ahead
+from fmlightning.training.prefetch import Prefetcher
 
 
 @dataclass(frozen=True)
-class Share:
+class PairingContext:
     """What pairing has to know of the run.
 
     Args:
@@ -71,7 +71,7 @@ class BatchPairing:
     """
 
     coupling: Coupling
-    share: Share
+    share: PairingContext
     batch: Callable[[int], Batch]
     gather: Callable[[Tensor], Tensor]
 
@@ -109,7 +109,7 @@ class SetPairing:
     """
 
     potential: Potential
-    share: Share
+    share: PairingContext
 
     steps = 1
 
@@ -135,7 +135,7 @@ class PairedBatches:
 
     def __init__(self, pairing: Pairing, depth: int) -> None:
         self.steps = pairing.steps
-        self.problems = Ahead(pairing.read, pairing.solve, depth)
+        self.problems = Prefetcher(pairing.read, pairing.solve, depth)
         self.number, self.batches = -1, list[Batch]()
 
     def __call__(self, step: int) -> Batch:
@@ -149,7 +149,7 @@ class PairedBatches:
 
 
 @dataclass(frozen=True)
-class Fit:
+class PotentialFit:
     """The potential of a training set.
 
     Args:

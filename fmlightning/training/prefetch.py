@@ -21,7 +21,7 @@ NAME = "ahead"
 """What the names of the threads begin with."""
 
 
-class Ahead(Generic[Read, Made]):
+class Prefetcher(Generic[Read, Made]):
     """The results of `make(read(number))`, by number.
 
     Args:

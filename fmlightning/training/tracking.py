@@ -52,7 +52,7 @@ class Tracking:
     tags: list[str] | None = None
 
 
-class Mirror(WandbLogger):
+class SafeWandbLogger(WandbLogger):
     """A WandbLogger that cannot stop a run, nor hold it up."""
 
     def __init__(self, **options: Any) -> None:
@@ -129,7 +129,7 @@ class Mirror(WandbLogger):
             abandon()
 
 
-OPENED: list[Mirror] = []
+OPENED: list[SafeWandbLogger] = []
 """The mirrors of this process that are not closed."""
 
 
@@ -149,7 +149,7 @@ def abandon() -> None:
 
 def wandb_logger(
     tracking: Tracking, folder: Path, experiment: str, again: bool = False
-) -> Mirror | None:
+) -> SafeWandbLogger | None:
     """The logger of a run, whose id is that of its directory; None if disabled.
 
     Args:
@@ -177,7 +177,7 @@ def wandb_logger(
         "resume": "allow",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
     }
-    logger = Mirror(
+    logger = SafeWandbLogger(
         name=run_id,
         id=run_id,
         project=tracking.project,

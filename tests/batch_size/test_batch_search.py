@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmlightning.cli.find_batch_size.command import Laboratory, parse, size, verdict
+from fmlightning.cli.find_batch_size.command import BatchSizeSearch, parse, size, verdict
 from fmlightning.cli.find_batch_size.search import Trial, largest, search
 
 GIB = 2**30
@@ -87,14 +87,14 @@ def test_bad_options_are_refused(argv):
 
 
 def test_the_verdict_names_the_batch_of_all_processes_and_where_speed_ends():
-    where = Laboratory([], 8 * GIB, 64, 4, "a card", 0, None)
+    where = BatchSizeSearch([], 8 * GIB, 64, 4, "a card", 0, None)
     trials = [Trial(64, GIB, 500.0), Trial(128, 2 * GIB, 990.0), Trial(256, 3 * GIB, 1000.0),
               Trial(512, None, None, "out of memory")]  # fmt: skip
     words = verdict(trials, where)
     assert "--data.batch_size 256, 64 for each of 4 processes" in words
     assert "from 128 on" in words
     assert "no batch fits" in verdict(trials[-1:], where)
-    process = Laboratory([], GIB, 64, 1, "the CPU", GIB, None, held=2 * GIB)
+    process = BatchSizeSearch([], GIB, 64, 1, "the CPU", GIB, None, held=2 * GIB)
     assert "takes 2.00 GiB before its first step: name more with --memory" in verdict(
         trials[-1:], process
     )
@@ -106,9 +106,9 @@ SMALL = (
 
 
 def test_a_wrong_config_is_told_before_any_trial(command):
-    result = command("find_batch_size", *SMALL, "--model.label_drop=0.5")
+    result = command("find_batch_size", *SMALL, "--model.class_dropout_prob=0.5")
     assert result.returncode == 2
-    assert "label_drop" in result.stdout + result.stderr
+    assert "class_dropout_prob" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 
 

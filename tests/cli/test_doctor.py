@@ -159,8 +159,8 @@ def test_the_home_directory_is_a_tilde(home, text, expected):
 @pytest.mark.parametrize(
     ("outcome", "mark", "words"),
     [
-        (rehearsal.Rehearsal(69, (), 20.0), "ok", "bit for bit"),
-        (rehearsal.Rehearsal(69, ("weights", "EMA"), 20.0), "FAIL", "weights, EMA are not those"),
+        (rehearsal.ResumeCheck(69, (), 20.0), "ok", "bit for bit"),
+        (rehearsal.ResumeCheck(69, ("weights", "EMA"), 20.0), "FAIL", "weights, EMA are not those"),
         (rehearsal.Failed("exit status 2: error: no"), "FAIL", "error: no"),
         (rehearsal.TooLate(), "note", "before it was killed"),
     ],

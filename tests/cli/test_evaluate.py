@@ -76,7 +76,7 @@ def test_it_scores_what_sample_makes(fmlightning, run, tmp_path):
 def test_guidance_is_an_axis(fmlightning, fit):
     run = fit(
         "images/digits", "--trainer.max_steps=2", "--model.network.channels=8", "--model.network.head_channels=8",
-        "--model.label_drop=0.1",
+        "--model.class_dropout_prob=0.1",
     )  # fmt: skip
     judges = '--judges=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
     records = evaluated(fmlightning, run, judges, "--solvers=euler", "--nfe=2", "--guidance=1,3")
@@ -148,7 +148,7 @@ def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
     """w = 1 is the model itself, whose likelihood the run's own judges have; w = 3 follows another field."""
     run = fit(
         "images/digits", "--trainer.max_steps=30", "--model.network.channels=8", "--model.network.head_channels=8",
-        "--model.label_drop=0.2", "--model.optimizer.lr=0.01",
+        "--model.class_dropout_prob=0.2", "--model.optimizer.lr=0.01",
     )  # fmt: skip
     records = evaluated(
         fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance=1,3"
@@ -189,7 +189,7 @@ def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightni
         "sample", run, "--n=2", f"--out={tmp_path / 'o'}", "--guidance.scale=2"
     )
     assert status == 2
-    assert "label_drop > 0" in shown
+    assert "class_dropout_prob > 0" in shown
 
 
 @pytest.mark.parametrize(

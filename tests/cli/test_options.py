@@ -17,7 +17,10 @@ def in_repository(monkeypatch, repository):
 
 REFUSED = {
     # what was asked for: the option, the value and the cure that the one message must name
-    "unknown option": ([*MOONS, "--model.lable_drop=0.1"], ["--model.lable_drop", "did you mean --model.label_drop?"]),
+    "unknown option": (
+        [*MOONS, "--model.class_dropout_pro=0.1"],
+        ["--model.class_dropout_pro", "did you mean --model.class_dropout_prob?"],
+    ),
     "abbreviation": ([*MOONS, "--trainer.max_step=3"], ["--trainer.max_step", "did you mean --trainer.max_steps?"]),
     "unknown path": ([*MOONS, "--model.path=Linea"], ["--model.path Linea", "did you mean Linear?"]),
     "unknown network": ([*MOONS, "--model.network=UNt"], ["UNt", "did you mean UNet?"]),
@@ -27,7 +30,7 @@ REFUSED = {
     "bad path value": ([*MOONS, "--model.path=Linear", "--model.path.sigma_min=2"], ["sigma_min=2", "[0, 1)"]),
     "negative batch": ([*MOONS, "--data.batch_size=-8"], ["data.batch_size=-8", "at least 1"]),
     "batch over data": ([*DIGITS, "--data.batch_size=5000"], ["batch_size=5000", "1297"]),
-    "label drop": ([*DIGITS, "--model.label_drop=1.5"], ["label_drop=1.5", "[0, 1)"]),
+    "label drop": ([*DIGITS, "--model.class_dropout_prob=1.5"], ["class_dropout_prob=1.5", "[0, 1)"]),
     "ema": ([*MOONS, "--ema.decay=1"], ["ema.decay=1", "[0, 1)"]),
     "type": ([*MOONS, "--trainer.max_steps=many"], ["trainer.max_steps", "many"]),
     "bool seed": ([*MOONS, "--seed_everything=true"], ["seed_everything"]),
@@ -53,7 +56,7 @@ REFUSED = {
     "scheduler": ([*MOONS, "--model.scheduler=Cosin"], ["Cosin", "did you mean Cosine"]),
     "judge of more than the data": ([*MOONS, "--data.test_size=512"], ["10000", "512", "data.test_size"]),
     "judge of images": ([*MOONS, "--evaluation.judges=[{class_path: Frechet}]"], ["Frechet", "Wasserstein"]),
-    "hidden labels": ([*MOONS, "--model.label_drop=0.1"], ["label_drop=0.1", "has none"]),
+    "hidden labels": ([*MOONS, "--model.class_dropout_prob=0.1"], ["class_dropout_prob=0.1", "has none"]),
     "no config at all": (["fit"], ["model.network", "--config"]),
     "not a mapping": ([*MOONS, "--config=.gitignore"], [".gitignore"]),
     "unknown command": (["fitt"], ["fitt", "did you mean 'fit'?"]),

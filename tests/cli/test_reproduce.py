@@ -19,7 +19,7 @@ from fmlightning.runs.checkpoint import read_checkpoint
 from fmlightning.runs.compare import Record, compare, compare_metric, compare_tensors
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run
-from fmlightning.training.lightning.checkpoints import SealedFiles
+from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 
 JUDGE = "[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]"
 SMALL = (
@@ -158,7 +158,7 @@ def change_weight(folder, part, factor):
         "EMA": checkpoint["callbacks"]["EMA"]["shadow"],
     }[part]
     next(t for n, t in tensors.items() if n.endswith("hidden.1.weight")).mul_(factor)
-    SealedFiles().save_checkpoint(checkpoint, path)
+    ChecksummedFiles().save_checkpoint(checkpoint, path)
 
 
 def drop_last_row(folder):

@@ -10,7 +10,7 @@ import torchvision.datasets
 from PIL import Image
 
 from fmlightning.data.images.celeba import CelebAData
-from fmlightning.data.images.decode import BadPicture, Decoder, centre_crop
+from fmlightning.data.images.decode import BadImage, Decoder, centre_crop
 from fmlightning.data.images.folders import FolderData
 from fmlightning.data.images.imagenet import ImageNetData
 from fmlightning.data.order import Shard
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path, write, cause):
     path = tmp_path / "broken.png"
     write_image(path)
     write(path)
-    with pytest.raises(BadPicture, match=cause) as error:
+    with pytest.raises(BadImage, match=cause) as error:
         Decoder(16)(str(path), str(path))
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
@@ -231,7 +231,7 @@ def spoil(data, *numbers):
 def test_a_bad_file_stops_the_stream_and_is_named(tmp_path, workers):
     data = folder_data(write_folder(tmp_path), num_workers=workers)
     (path,) = spoil(data, 7)
-    with pytest.raises(BadPicture) as error:
+    with pytest.raises(BadImage) as error:
         stream(data, 4)
     assert str(error.value) == f"{path}: no readable image (of no known format)"
     data.teardown("fit")
@@ -277,7 +277,7 @@ def test_each_bad_file_is_named_once(tmp_path):
 def test_a_folder_of_bad_files_alone_is_an_error(tmp_path):
     data = folder_data(write_folder(tmp_path, size=6), test_size=2, batch_size=2, on_corrupt="skip")
     spoil(data, *range(10))
-    with pytest.raises(BadPicture, match="none of the 10 files is a readable image"):
+    with pytest.raises(BadImage, match="none of the 10 files is a readable image"):
         data.train_batch(0, slice(0, 2))
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from fmlightning.data.images.base import Collection, ImageData
-from fmlightning.data.images.datasets import Held
+from fmlightning.data.images.base import ImageData, Splits
+from fmlightning.data.images.datasets import InMemoryImages
 from fmlightning.data.images.photos import BANDS, PhotosData, patches
 from fmlightning.data.order import Shard
 from fmlightning.flow.keys import Key
@@ -26,8 +26,11 @@ def random_bytes(*shape, seed=0):
 def small(size=60, classes=3, test=20, **options):
     labels = torch.arange(size + test) % classes
     pixels = random_bytes(size + test, 3, 6, 6)
-    sets = {"train": Held(pixels[:size], labels[:size]), "test": Held(pixels[size:], labels[size:])}
-    return SmallData(Collection(sets, tuple("abc"[:classes])), **{"batch_size": 12, **options})
+    sets = {
+        "train": InMemoryImages(pixels[:size], labels[:size]),
+        "test": InMemoryImages(pixels[size:], labels[size:]),
+    }
+    return SmallData(Splits(sets, tuple("abc"[:classes])), **{"batch_size": 12, **options})
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +41,8 @@ def photos():
 def test_every_byte_comes_back_from_dequantised_pictures():
     """Exactly: a noise of up to 1 - 2**-24 would carry one pixel in 131,072 to the next level."""
     levels = torch.arange(256, dtype=torch.uint8).repeat(4000).reshape(1000, 1, 32, 32)
-    sets = {"train": Held(levels, None), "test": Held(levels, None)}
-    data = SmallData(Collection(sets), labelled=False, batch_size=500)
+    sets = {"train": InMemoryImages(levels, None), "test": InMemoryImages(levels, None)}
+    data = SmallData(Splits(sets), labelled=False, batch_size=500)
     x = data.eval_samples("reference")["x1"]
     assert torch.equal(quantise(x, 256), levels)
     assert x.min() >= -1
@@ -162,7 +165,7 @@ def test_fingerprints_tell_data_apart_and_nothing_else():
 def test_what_does_not_fit_is_refused(options, message):
     def build():
         if "classes" in options:
-            SmallData(Collection({k: v for k, v in small().sets.items() if k != "val"}, ("a", "b")))
+            SmallData(Splits({k: v for k, v in small().sets.items() if k != "val"}, ("a", "b")))
         else:
             small(**options)
 
@@ -171,6 +174,9 @@ def test_what_does_not_fit_is_refused(options, message):
 
 
 def test_a_set_without_labels_is_not_labelled():
-    sets = {"train": Held(random_bytes(9, 1, 4, 4), None), "test": Held(random_bytes(3, 1, 4, 4), None)}  # fmt: skip
+    sets = {
+        "train": InMemoryImages(random_bytes(9, 1, 4, 4), None),
+        "test": InMemoryImages(random_bytes(3, 1, 4, 4), None),
+    }
     with pytest.raises(ValueError, match="no labels for train"):
-        SmallData(Collection(sets), batch_size=3)
+        SmallData(Splits(sets), batch_size=3)

@@ -9,7 +9,7 @@ import torch
 from fmlightning.cli.build import instantiate_data
 from fmlightning.data.images.digits import DigitsData
 from fmlightning.data.latents.autoencoders import DiffusersAutoencoder, SmallAutoencoder
-from fmlightning.data.latents.base import LatentData, Store
+from fmlightning.data.latents.base import LatentData, LatentStore
 from fmlightning.data.order import Shard
 from fmlightning.runs.directory import Run
 
@@ -118,7 +118,7 @@ def test_an_encoding_that_fails_leaves_nothing_behind(monkeypatch):
             data.setup("fit")
     assert [p.name for p in folder.parent.glob(f"*{folder.name}*") if p.is_dir()] == []
     data.setup("fit")
-    assert Store(folder).size("test") == 350
+    assert LatentStore(folder).size("test") == 350
 
 
 def test_a_pickle_in_the_cache_is_not_read():
@@ -126,7 +126,7 @@ def test_a_pickle_in_the_cache_is_not_read():
     data.setup("fit")
     np.save(data.folder / "test-y.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        Store(data.folder).size("test")
+        LatentStore(data.folder).size("test")
 
 
 # -- the whole way ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from fmlightning.data.points import PointsFile
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
-from fmlightning.flow.theory.random_mixture import ScatteredGaussians
+from fmlightning.flow.theory.random_mixture import RandomGaussianMixture
 from fmlightning.flow.toys import (
     Checkerboard,
     EightGaussians,
@@ -121,7 +121,7 @@ def test_a_constant_column_is_not_standardized(tmp_path):
 
 PLANE = [
     Gaussian(), EightGaussians(), Moons(), SCurve(), Checkerboard(), Spirals(), Pinwheel(),
-    Rings(), SwissRoll(), Funnel(), ScatteredGaussians(),
+    Rings(), SwissRoll(), Funnel(), RandomGaussianMixture(),
 ]  # fmt: skip
 
 

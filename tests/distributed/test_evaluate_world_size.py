@@ -13,7 +13,7 @@ TOY = (
 )  # fmt: skip
 DIGITS = (
     "images/digits", "--trainer.max_steps=20", "--model.network.channels=8", "--model.network.head_channels=8",
-    "--model.label_drop=0.2", "--model.optimizer.lr=0.003",
+    "--model.class_dropout_prob=0.2", "--model.optimizer.lr=0.003",
 )  # fmt: skip
 W2 = [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]
 FRECHET = [

@@ -25,7 +25,7 @@ IN_HALVES = (*TOY, SGD, DOUBLE, "--trainer.accumulate_grad_batches=2")
 DIGITS = (
     "fit", "--config", "configs/images/digits.yaml", *QUIET, "--trainer.max_steps=3",
     "--model.network.channels=8", "--model.network.head_channels=8", "--model.network.dropout=0.2",
-    "--model.label_drop=0.3", "--model.coupling=ClasswiseOT", "--trainer.val_check_interval=3",
+    "--model.class_dropout_prob=0.3", "--model.coupling=ClasswiseOT", "--trainer.val_check_interval=3",
     "--trainer.log_every_n_steps=1", "--model.solver={method: euler, num_steps: 3}", "--evaluation.batch_size=200",
 )  # fmt: skip
 TEMPORARY = 75

@@ -48,7 +48,7 @@ def command(text: str, *words: str) -> Row:
 OPTIONS = {
     "misspelt": Row(
         (*MOONS, "--model.lable_drop=0.1"),
-        ("--model.lable_drop", "did you mean --model.label_drop?"),
+        ("--model.lable_drop", "did you mean --model.class_dropout_prob?"),
     ),
     "abbreviated": Row(
         (*MOONS, "--trainer.max_step=3"),
@@ -126,9 +126,11 @@ OPTIONS = {
         ("model.network.num_classes=10", "10 of DigitsData"),
     ),
     "labels below 0": digits("model.network.num_classes=-1", "0 for no labels"),
-    "hidden labels without labels": option("model.label_drop=0.1", "has none"),
-    "label drop above 1": digits("model.label_drop=1.5", "[0, 1)"),
-    "label drop nan": Row((*DIGITS, "--model.label_drop=.nan"), ("model.label_drop=nan", NAN)),
+    "hidden labels without labels": option("model.class_dropout_prob=0.1", "has none"),
+    "label drop above 1": digits("model.class_dropout_prob=1.5", "[0, 1)"),
+    "label drop nan": Row(
+        (*DIGITS, "--model.class_dropout_prob=.nan"), ("model.class_dropout_prob=nan", NAN)
+    ),
     "prediction": option("model.predicts=speed", "velocity"),
     "score of a toy source": option("model.predicts=score", "Gaussian source"),
     "source of another shape": Row(
@@ -192,7 +194,7 @@ OPTIONS = {
     "tolerance below 0": option("model.solver.rtol=-1", "positive"),
     "grid misspelt": option("model.solver.grid=Even", "UniformGrid"),
     "grid that goes back": several(
-        "model.solver.method=euler model.solver.grid=ListedGrid "
+        "model.solver.method=euler model.solver.grid=CustomGrid "
         "model.solver.grid.times=[0,0.7,0.5,1]",
         "model.solver.grid.times",
         "increase",

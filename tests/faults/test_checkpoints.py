@@ -19,7 +19,7 @@ from fmlightning.cli.load import load
 from fmlightning.runs.checkpoint import read_checkpoint
 from fmlightning.runs.checksum import put_in_place, require_whole, seal, seal_file, sealed_step
 from fmlightning.runs.directory import Run
-from fmlightning.training.lightning.checkpoints import Checkpoints, SealedFiles
+from fmlightning.training.lightning.checkpoints import Checkpoints, ChecksummedFiles
 
 CONTENT = {"state_dict": {"w": torch.arange(4.0)}, "flow": {}, "global_step": 7}
 QUICK = (
@@ -35,7 +35,7 @@ SMALL = (
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "x.ckpt"
-    SealedFiles().save_checkpoint(CONTENT, path)
+    ChecksummedFiles().save_checkpoint(CONTENT, path)
     return path
 
 
@@ -114,7 +114,7 @@ def test_a_file_of_plain_lightning_is_refused_with_a_cure(tmp_path):
 
 def test_a_file_of_an_older_layout_says_what_it_lacks(tmp_path):
     path = tmp_path / "x.ckpt"
-    SealedFiles().save_checkpoint({"state_dict": {}, "global_step": 0}, path)
+    ChecksummedFiles().save_checkpoint({"state_dict": {}, "global_step": 0}, path)
     with pytest.raises(ValueError, match="no 'flow'"):
         read_checkpoint(path)
 
@@ -137,7 +137,7 @@ def test_the_order_is_flush_rename_flush(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "replace", renamed)
-    SealedFiles().save_checkpoint(CONTENT, tmp_path / "x.ckpt")
+    ChecksummedFiles().save_checkpoint(CONTENT, tmp_path / "x.ckpt")
     temporary = done[0][1]
     assert temporary.startswith(".x.ckpt.")
     assert temporary.endswith(".tmp")
@@ -232,7 +232,7 @@ def test_a_limit_on_file_sizes_is_the_same_error(saved):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(OSError, match=r"File too large.*--ckpt_path auto"):
-            SealedFiles().save_checkpoint({**CONTENT, "large": torch.zeros(100_000)}, saved)
+            ChecksummedFiles().save_checkpoint({**CONTENT, "large": torch.zeros(100_000)}, saved)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved.read_bytes() == before
@@ -306,13 +306,13 @@ def test_what_a_killed_write_left_is_removed_and_never_read(resume, tmp_path):
 
 
 def test_the_state_is_gathered_once_and_each_name_has_bytes_of_its_own(fit, monkeypatch):
-    gathered, save = [], SealedFiles.save_checkpoint
+    gathered, save = [], ChecksummedFiles.save_checkpoint
 
     def counting(files, checkpoint, path, *args, **options):
         gathered.append(Path(path).name)
         save(files, checkpoint, path, *args, **options)
 
-    monkeypatch.setattr(SealedFiles, "save_checkpoint", counting)
+    monkeypatch.setattr(ChecksummedFiles, "save_checkpoint", counting)
     options = (*SMALL, "--trainer.max_steps=8", "--checkpoints.every_n_train_steps=4")
     folder = fit("toy/moons", *options) / "checkpoints"
     assert gathered == ["00000004.ckpt", "00000008.ckpt"]

@@ -94,21 +94,21 @@ RUNS = {
     "digits": (
         "images/digits", "--trainer.max_steps=16", "--trainer.log_every_n_steps=2", "--data.batch_size=100",
         "--model.network.channels=8", "--model.network.head_channels=8", "--model.network.dropout=0.2",
-        "--model.label_drop=0.3", "--trainer.val_check_interval=5", "--checkpoints.every_n_train_steps=3",
+        "--model.class_dropout_prob=0.3", "--trainer.val_check_interval=5", "--checkpoints.every_n_train_steps=3",
         "--evaluation.judges=[]", "--checkpoints.monitor=val/loss", "--checkpoints.save_top_k=2",
     ),
     # counted in epochs, each validated and saved
     "epochs": (
         "toy/moons", *JUDGED, "--trainer.max_steps=-1", "--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1",
         "--trainer.val_check_interval=1.0", "--data.steps_per_epoch=4", "--trainer.log_every_n_steps=1",
-        "--checkpoints.every_n_train_steps=null", "--checkpoints.every_n_epochs=1", "--model.label_drop=0",
+        "--checkpoints.every_n_train_steps=null", "--checkpoints.every_n_epochs=1", "--model.class_dropout_prob=0",
     ),
     # read from files by two workers, mirrored at random; epochs of 4 batches
     "workers": (
         "images/photos", "--data=FolderData", "--data.folder={pictures}", "--data.labelled=true", "--data.image_size=8",
         "--data.test_size=8", "--data.flip=true", "--data.num_workers=2", "--data.batch_size=10",
         "--model.network.channels=8", "--model.network.head_channels=8", "--model.network.attention_levels=[]",
-        "--model.label_drop=0.2", "--trainer.max_steps=11", "--trainer.log_every_n_steps=1",
+        "--model.class_dropout_prob=0.2", "--trainer.max_steps=11", "--trainer.log_every_n_steps=1",
         "--trainer.val_check_interval=3", "--checkpoints.every_n_train_steps=2", "--evaluation.judges=[]",
     ),
 }  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 
 from fmlightning.runs.signals import EXIT_CODES, NOTE, take
 from fmlightning.training.callbacks.evaluation import Evaluation
-from fmlightning.training.lightning.checkpoints import SealedFiles
+from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 from fmlightning.training.module import FlowMatching
 
 TOY = (
@@ -130,7 +130,7 @@ def test_the_exit_status_says_what_was_asked(signals, code, name, sending, fmlig
 def test_signals_during_the_save_change_nothing(whole, sending, fmlightning, tmp_path):
     run = tmp_path / "run"
     sending((USR1,), FlowMatching, "training_step", 5)
-    sending((TERM, USR2, INT), SealedFiles, "save_checkpoint", 1)
+    sending((TERM, USR2, INT), ChecksummedFiles, "save_checkpoint", 1)
     status, shown = fmlightning(*TOY, f"--run_dir={run}")
     assert status == 75, shown
     assert fmlightning(*TOY, f"--run_dir={run}", GO_ON)[0] == 0

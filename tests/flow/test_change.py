@@ -5,7 +5,7 @@ import torch
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
-from fmlightning.flow.paths.schedule_transform import Reparametrised, change
+from fmlightning.flow.paths.schedule_transform import ScheduleTransformedField, change
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
@@ -49,7 +49,7 @@ def noise(n=64, seed=0):
 @pytest.mark.parametrize("sampled", SCHEDULES, ids=lambda s: f"to {s!r}")
 @pytest.mark.parametrize("trained", SCHEDULES, ids=lambda s: f"from {s!r}")
 def test_the_changed_field_is_the_exact_field_of_the_other_path(trained, sampled):
-    field = Reparametrised(exact(trained), sampled)
+    field = ScheduleTransformedField(exact(trained), sampled)
     low, high = field.interval
     r = torch.linspace(low + 0.02 * (high - low), high - 0.02 * (high - low), 33).double()
     x = noise(33)
@@ -61,7 +61,7 @@ def test_the_changed_field_is_the_exact_field_of_the_other_path(trained, sampled
 @pytest.mark.parametrize("trained", SCHEDULES, ids=lambda s: f"from {s!r}")
 @pytest.mark.parametrize("sampled", SCHEDULES, ids=lambda s: f"to {s!r}")
 def test_times_and_scales_have_the_derivatives_they_say(trained, sampled):
-    low, high = Reparametrised(exact(trained), sampled).interval
+    low, high = ScheduleTransformedField(exact(trained), sampled).interval
     r = torch.linspace(low, high, 23, dtype=torch.float64)[2:-2]
     h = 1e-6 * (high - low)
     c, before, after = (change(trained, sampled, r + d) for d in (0, -h, h))
@@ -77,7 +77,7 @@ def test_times_and_scales_have_the_derivatives_they_say(trained, sampled):
 )
 def test_particles_are_the_same_up_to_scale_all_along(trained, sampled):
     """x_r = s_r x_t(r), and equal ends where the ratios have equal ranges."""
-    field = Reparametrised(exact(trained), sampled)
+    field = ScheduleTransformedField(exact(trained), sampled)
     assert field.interval == (0, 1)
     assert field.floor == 0
     times = [0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]
@@ -101,7 +101,7 @@ FLAT = {
 @pytest.mark.parametrize(("trained", "sampled"), FLAT.values(), ids=FLAT.keys())
 def test_a_path_that_starts_flat_has_the_same_ends(trained, sampled):
     """t' is 0 / 0 or infinite at the start, where the field has a limit."""
-    field = Reparametrised(exact(trained), sampled)
+    field = ScheduleTransformedField(exact(trained), sampled)
     assert field.interval == (0, 1)
     assert field.floor == 0
     solver = ODESolver("dopri5", rtol=1e-7, atol=1e-7)
@@ -116,7 +116,7 @@ def test_a_path_that_starts_flat_has_the_same_ends(trained, sampled):
 
 def test_no_number_is_made_up_outside_the_interval():
     """On a device nothing is looked at, and the velocity is nan there."""
-    field = Reparametrised(exact(VariancePreserving()), Linear())
+    field = ScheduleTransformedField(exact(VariancePreserving()), Linear())
     field.outside = lambda r: (r < field.interval[0]) | (r > field.interval[1])
     r = torch.tensor([1e-3, 0.5, 0.9999], dtype=torch.float64)
     assert field(noise(3), r).isnan().all(1).tolist() == [True, False, True]
@@ -126,9 +126,9 @@ def test_no_number_is_made_up_outside_the_interval():
 def test_a_narrower_range_starts_late_and_carries_its_marginal_to_the_same_end(sampled):
     """Diffusion-trained: drawn from the right marginal at the late start, particles end alike."""
     trained = VariancePreserving()
-    field = Reparametrised(exact(trained), sampled)
+    field = ScheduleTransformedField(exact(trained), sampled)
     low, high = field.interval
-    floor = trained.snr(torch.tensor(0.0, dtype=torch.float64))
+    floor = trained.alpha_over_sigma(torch.tensor(0.0, dtype=torch.float64))
     assert field.floor == pytest.approx(float(floor), rel=1e-9)
     assert 0 < low < 0.01
     assert 0.9 < high < 1
@@ -140,7 +140,7 @@ def test_a_narrower_range_starts_late_and_carries_its_marginal_to_the_same_end(s
 
 
 def test_the_floor_is_printed():
-    field = Reparametrised(exact(VariancePreserving()), Linear())
+    field = ScheduleTransformedField(exact(VariancePreserving()), Linear())
     assert "floor=0.0066" in repr(field)
 
 
@@ -150,7 +150,7 @@ def test_the_floor_is_printed():
 @pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
 def test_generation_along_another_path_ends_at_the_data(trained, predicts):
     """The whole way, with the last step where the trained field stops short."""
-    field = Reparametrised(exact(trained, predicts), Linear())
+    field = ScheduleTransformedField(exact(trained, predicts), Linear())
     x = generate(field, noise(2000), ODESolver("rk4", 40)).x
     truth = MIXTURE.along(Linear()).law(1.0)
     mean = (truth.weights[:, None] * truth.means).sum(0)
@@ -165,7 +165,7 @@ def test_labels_reach_the_network():
         def forward(self, x, t, y=None):
             return torch.zeros_like(x) if y is None else y[:, None] + torch.zeros_like(x)
 
-    field = Reparametrised(NetworkField(Constant(), Linear()), Linear())
+    field = ScheduleTransformedField(NetworkField(Constant(), Linear()), Linear())
     y, x, r = torch.tensor([1, 2, 3]), noise(3), torch.tensor(0.5, dtype=torch.float64)
     assert field.given(y)(x, r)[:, 0].tolist() == pytest.approx([1, 2, 3])
     assert field.given(None)(x, r).abs().max() == 0
@@ -174,4 +174,4 @@ def test_labels_reach_the_network():
 def test_paths_without_a_common_ratio_are_refused():
     near = VarianceExploding(0.01, 0.02)
     with pytest.raises(ValueError, match="no signal-to-noise ratio in common"):
-        Reparametrised(exact(near), IndependentCFM(s=10.0))
+        ScheduleTransformedField(exact(near), IndependentCFM(s=10.0))

@@ -21,7 +21,7 @@ from fmlightning.flow.paths.schedules import (
 )
 from fmlightning.flow.solvers.ode import LogSNRGrid, ODESolver
 from fmlightning.flow.solvers.sampling import generate
-from fmlightning.flow.solvers.time_grids import EDMGrid, ListedGrid, UniformGrid
+from fmlightning.flow.solvers.time_grids import CustomGrid, EDMGrid, UniformGrid
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 
@@ -82,7 +82,7 @@ def test_it_is_the_published_algorithm(grid):
 def test_the_log_snr_grid_has_the_steps_that_the_paper_takes():
     s = VariancePreserving()
     t = LogSNRGrid().points(10, *s.interval, s)
-    lam = s.snr(t).log()
+    lam = s.alpha_over_sigma(t).log()
     torch.testing.assert_close(lam.diff(), lam.diff().mean().expand(10), rtol=1e-8, atol=0)
     assert (float(t[0]), float(t[-1])) == s.interval
     back = LogSNRGrid().points(10, *reversed(s.interval), s)
@@ -266,7 +266,7 @@ def test_a_ratio_that_stands_still_is_refused():
 
     path = MIXTURE.along(Curves(pause, lambda t: 1 - pause(t)))
     with pytest.raises(ValueError, match=r"ratio alpha / sigma that rises"):
-        ODESolver("dpmpp_2m", 20, grid=ListedGrid((0.0, 0.5, 1.0))).solve(path, normal())
+        ODESolver("dpmpp_2m", 20, grid=CustomGrid((0.0, 0.5, 1.0))).solve(path, normal())
 
 
 def test_a_bad_end_step_is_refused():

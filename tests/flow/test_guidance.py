@@ -10,7 +10,7 @@ from fmlightning.flow.models import NetworkField, TrainedField
 from fmlightning.flow.paths.schedules import Linear, Trigonometric, VariancePreserving
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import generate
-from fmlightning.flow.solvers.sde import SameMarginals, SDESolver
+from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture
 
@@ -165,7 +165,7 @@ def test_the_sde_takes_it():
     x, _, y = points(16)
     field = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
     rows = Key(0).fold("sde").rows(torch.arange(16))
-    sde = SameMarginals(Linear(), Gaussian(), independent=True)
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
     found = SDESolver(num_steps=50).solve(sde, field.given(y), x, rows)
     assert found.x.isfinite().all()
     assert found.nfe == 100

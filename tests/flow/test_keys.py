@@ -49,8 +49,8 @@ def splitmix(seed, step, gamma=0x9E3779B97F4A7C15):
 @pytest.mark.parametrize("stream", [0, 5, 10**6])
 def test_lanes_are_splitmix_of_key_index_stream_and_word(stream):
     seed, index = 2**62 + 12345, [0, 7, 2**40 + 3]
-    lanes = Key(seed).rows(torch.tensor(index)).lanes(11, stream)
-    for row, i in zip(lanes.tolist(), index, strict=True):
+    mask_bits = Key(seed).rows(torch.tensor(index)).mask_bits(11, stream)
+    for row, i in zip(mask_bits.tolist(), index, strict=True):
         start = splitmix(splitmix(seed, i + 1), stream + 1)
         gamma = splitmix(start, 1) | 1
         words = [splitmix(start, j, gamma) for j in (1, 2, 3)]
@@ -60,29 +60,29 @@ def test_lanes_are_splitmix_of_key_index_stream_and_word(stream):
 
 def test_lanes_are_uniform_and_unrelated_to_their_neighbours():
     n = 20_000
-    rows = Key(3).fold("lanes").rows(torch.arange(n))
-    lanes, another = (((rows.lanes(12, k).double() + 0.5) / 2**16) + 0.5 for k in (0, 1))
-    for column in lanes.T:
+    rows = Key(3).fold("mask_bits").rows(torch.arange(n))
+    mask_bits, another = (((rows.mask_bits(12, k).double() + 0.5) / 2**16) + 0.5 for k in (0, 1))
+    for column in mask_bits.T:
         assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
-    other = {"row": lanes.roll(1, 0), "stream": another}
-    other |= {f"lag {k}": lanes.roll(k, 1) for k in range(1, 12)}
+    other = {"row": mask_bits.roll(1, 0), "stream": another}
+    other |= {f"lag {k}": mask_bits.roll(k, 1) for k in range(1, 12)}
     for name, shifted in other.items():
-        correlation = torch.stack((lanes.flatten(), shifted.flatten())).corrcoef()[0, 1]
+        correlation = torch.stack((mask_bits.flatten(), shifted.flatten())).corrcoef()[0, 1]
         assert abs(float(correlation)) < 4 / (12 * n) ** 0.5, name
 
 
 def test_lanes_along_a_row_fill_every_value():
-    lanes = Key(8).rows(torch.tensor([42])).lanes(2**20)
-    counts = torch.bincount(lanes[0].long() + 2**15, minlength=2**16)
+    mask_bits = Key(8).rows(torch.tensor([42])).mask_bits(2**20)
+    counts = torch.bincount(mask_bits[0].long() + 2**15, minlength=2**16)
     # a chi-square of 2**16 cells with 16 expected in each
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
 def test_lanes_of_a_row_are_the_same_in_any_batch_and_do_not_change_the_index():
     key, index = Key(5), torch.arange(64)
-    whole = key.rows(index).lanes(33, 2)
+    whole = key.rows(index).mask_bits(33, 2)
     for part in (torch.tensor([17]), torch.tensor([63, 17, 2])):
-        assert torch.equal(key.rows(part).lanes(33, 2), whole[part])
+        assert torch.equal(key.rows(part).mask_bits(33, 2), whole[part])
     assert torch.equal(index, torch.arange(64))  # mixing works in place
 
 

@@ -31,7 +31,7 @@ def points(dtype=torch.float32):
     return torch.randn(16, 2, generator=Key(0).generator(), dtype=torch.float64).to(dtype)
 
 
-class Seen(nn.Module):
+class ComponentTerms(nn.Module):
     """A network that remembers what it was asked."""
 
     def __init__(self):
@@ -48,7 +48,7 @@ class Seen(nn.Module):
 @pytest.mark.parametrize("state", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("precision", ROUNDING)
 def test_time_comes_exact_and_the_state_keeps_its_precision(precision, state):
-    network = Seen()
+    network = ComponentTerms()
     field = in_precision(NetworkField(network, Linear()), precision)
     solution = ODESolver("rk4", 3).solve(field, points(state))
     assert solution.x.dtype == state

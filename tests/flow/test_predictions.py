@@ -105,7 +105,7 @@ def test_predictions_give_the_velocity_they_were_made_from(schedule, predicts):
     torch.testing.assert_close(back, v, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if not s.has_gamma], ids=repr)
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if not s.stochastic], ids=repr)
 @every_prediction
 def test_the_targets_are_the_pair_itself(schedule, predicts):
     """Without added noise the target of every prediction stands for the pair it came from."""
@@ -118,7 +118,7 @@ def test_the_targets_are_the_pair_itself(schedule, predicts):
     torch.testing.assert_close(velocity, s.ut, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s.has_gamma], ids=repr)
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s.stochastic], ids=repr)
 def test_with_added_noise_the_targets_are_the_whole_noise(schedule):
     s = sample(schedule)
     alpha, std = expand_like(schedule.alpha(s.t), s.xt), expand_like(schedule.std(s.t), s.xt)

@@ -14,7 +14,7 @@ from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import cfm_loss
 from fmlightning.flow.paths.affine import AffinePath, GaussianPath
 from fmlightning.flow.paths.predictions import PREDICTIONS, to_endpoints, to_velocity
-from fmlightning.flow.paths.schedule_transform import Reparametrised
+from fmlightning.flow.paths.schedule_transform import ScheduleTransformedField
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
@@ -26,7 +26,12 @@ from fmlightning.flow.paths.schedules import (
 from fmlightning.flow.pixels import dequantise, quantise
 from fmlightning.flow.shapes import expand_like, require_times
 from fmlightning.flow.solvers.ode import ODESolver
-from fmlightning.flow.solvers.sde import Diffusion, SameMarginals, SDESolver, Vanishing
+from fmlightning.flow.solvers.sde import (
+    Diffusion,
+    LinearDiffusion,
+    MarginalPreservingSDE,
+    SDESolver,
+)
 from fmlightning.flow.solvers.time_grids import TimeGrid
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
@@ -62,8 +67,8 @@ TIMED = {
     "NetworkField.data": lambda t: exact(Linear()).data(X, t),
     "NetworkField.endpoints": lambda t: exact(Linear()).endpoints(X, t),
     "NetworkField.score": lambda t: exact(Linear(), source=Gaussian(), independent=True).score(X, t),
-    "Reparametrised": lambda t: Reparametrised(exact(Linear()), Polynomial(2.0))(X, t),
-    "Reparametrised.data": lambda t: Reparametrised(exact(Linear()), Polynomial(2.0)).data(X, t),
+    "ScheduleTransformedField": lambda t: ScheduleTransformedField(exact(Linear()), Polynomial(2.0))(X, t),
+    "ScheduleTransformedField.data": lambda t: ScheduleTransformedField(exact(Linear()), Polynomial(2.0)).data(X, t),
     "to_velocity": lambda t: to_velocity("velocity", X, X, t, Linear()),
     "to_velocity of data": lambda t: to_velocity("data", X, X, t, Linear()),
     "to_endpoints": lambda t: to_endpoints("velocity", X, X, t, Linear()),
@@ -104,7 +109,7 @@ def test_starts_and_ends_that_are_no_times_are_refused_before_the_loop(t):
 
     field = NetworkField(Plain(), Linear())
     field.network.forward = unseen
-    sde, rows = SameMarginals(Linear(), Gaussian(), True), Key(0).rows(torch.arange(4))
+    sde, rows = MarginalPreservingSDE(Linear(), Gaussian(), True), Key(0).rows(torch.arange(4))
     for call in (
         lambda: ODESolver("euler").solve(field, X, 0.5, t),
         lambda: ODESolver("dopri5").solve(field, X, t, 0.5),
@@ -152,12 +157,12 @@ def test_nothing_on_a_device_is_looked_at_in_training_and_sampling(schedule):
     field = NetworkField(Plain(), schedule)
     for time in (t, t[0]):
         field(x0, time)
-        Reparametrised(field, Polynomial(2.0))(x0, time)
+        ScheduleTransformedField(field, Polynomial(2.0))(x0, time)
         AffinePath(schedule).velocity(x0, x1, time)
 
 
 def test_a_changed_field_outside_its_interval_is_refused():
-    field = Reparametrised(exact(VariancePreserving()), Linear())
+    field = ScheduleTransformedField(exact(VariancePreserving()), Linear())
     low, high = field.interval
     for r in (low - 1e-3, high + 1e-3):
         for times in (torch.tensor(r, dtype=F64), torch.tensor([0.5, r, 0.5, 0.5], dtype=F64)):
@@ -189,7 +194,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
         return x[:, :1]
 
     rows = Key(0).rows(torch.arange(4))
-    sde = SameMarginals(Linear(), Gaussian(), True, Vanishing(0.0))
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), True, LinearDiffusion(0.0))
     for call in (
         lambda: divergence(narrow, X, HALF[0]),
         lambda: divergence(narrow, X, HALF[0], torch.ones_like(X)),
@@ -256,10 +261,10 @@ def test_source_and_noise_are_one_noise_only_if_both_are_gaussian_and_free(sched
         with pytest.raises(ValueError, match=r"gamma > 0.*independent"):
             exact(schedule, predicts, **trained)
     with pytest.raises(ValueError, match=r"change of path.*gamma > 0"):
-        Reparametrised(exact(schedule, **trained), Linear())
+        ScheduleTransformedField(exact(schedule, **trained), Linear())
     with pytest.raises(ValueError, match=r"change of path.*gamma > 0"):
-        Reparametrised(exact(Linear(), **trained), schedule)
-    Reparametrised(exact(Linear(), **trained), Polynomial(2.0))
+        ScheduleTransformedField(exact(Linear(), **trained), schedule)
+    ScheduleTransformedField(exact(Linear(), **trained), Polynomial(2.0))
 
 
 def test_what_is_refused_would_be_wrong():
@@ -359,11 +364,11 @@ def test_a_diffusion_that_is_none_is_refused_where_it_is(value):
         def squared(self, t):
             return torch.full_like(t, value)
 
-    sde = SameMarginals(Linear(), Gaussian(), True, Own())
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), True, Own())
     with pytest.raises(ValueError, match=r"g\^2 = .* at t=0"):
         SDESolver(num_steps=4).solve(sde, PATH, X, Key(0).rows(torch.arange(4)))
     with pytest.raises(ValueError, match="finite and not negative"):
-        Vanishing(value)
+        LinearDiffusion(value)
 
 
 @pytest.mark.parametrize("make", [Entropic, SchrodingerBridgeCoupling])

@@ -135,28 +135,32 @@ def test_snr_inverse_undoes_snr(schedule, dtype):
     t = INSIDE.to(dtype)
     # alpha and sigma are rounded, and a flat ratio magnifies that by alpha / alpha' / t: at most 100 here
     tolerance = 200 * torch.finfo(dtype).eps
-    torch.testing.assert_close(schedule.snr_inverse(schedule.snr(t)), t, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        schedule.alpha_over_sigma_inverse(schedule.alpha_over_sigma(t)), t, rtol=0, atol=tolerance
+    )
 
 
 @every
 def test_snr_inverse_agrees_with_bisection(schedule):
     ratio = torch.logspace(-4, 4, 60, dtype=torch.float64)
-    slow = bisect(schedule.snr, ratio)
-    torch.testing.assert_close(schedule.snr_inverse(ratio), slow, rtol=0, atol=1e-12)
-    assert type(schedule).snr_inverse is not Schedule.snr_inverse or torch.equal(
-        slow, schedule.snr_inverse(ratio)
+    slow = bisect(schedule.alpha_over_sigma, ratio)
+    torch.testing.assert_close(schedule.alpha_over_sigma_inverse(ratio), slow, rtol=0, atol=1e-12)
+    assert type(
+        schedule
+    ).alpha_over_sigma_inverse is not Schedule.alpha_over_sigma_inverse or torch.equal(
+        slow, schedule.alpha_over_sigma_inverse(ratio)
     )
 
 
 @every
 def test_ratios_out_of_reach_give_the_nearest_end(schedule):
     beyond = torch.tensor([0.0, math.inf], dtype=torch.float64)
-    assert schedule.snr_inverse(beyond).tolist() == [0.0, 1.0]
+    assert schedule.alpha_over_sigma_inverse(beyond).tolist() == [0.0, 1.0]
 
 
 @every
 def test_snr_increases(schedule):
-    assert (schedule.snr(INSIDE).diff() > 0).all()
+    assert (schedule.alpha_over_sigma(INSIDE).diff() > 0).all()
 
 
 def test_curves_of_ones_own_match_the_built_in_path():
@@ -201,7 +205,7 @@ def test_settings_that_make_no_path_are_refused_by_name(make, setting):
 
 @every
 def test_only_noisy_paths_have_gamma(schedule):
-    assert schedule.has_gamma == bool((schedule.gamma(INSIDE) != 0).any())
+    assert schedule.stochastic == bool((schedule.gamma(INSIDE) != 0).any())
 
 
 def test_curves_take_one_time_for_a_whole_batch():

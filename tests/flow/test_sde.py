@@ -18,11 +18,11 @@ from fmlightning.flow.solvers.ode import ODESolver, SolverError
 from fmlightning.flow.solvers.sde import (
     Constant,
     Ito,
-    NoiseLevel,
+    LinearDiffusion,
+    MarginalPreservingSDE,
     PathDiffusion,
-    SameMarginals,
     SDESolver,
-    Vanishing,
+    SigmaDiffusion,
     score,
 )
 from fmlightning.flow.sources import Gaussian
@@ -42,7 +42,7 @@ def rows(n, seed=0):
 
 
 def same(schedule, diffusion=None):
-    return SameMarginals(schedule, Gaussian(), True, diffusion or Vanishing())
+    return MarginalPreservingSDE(schedule, Gaussian(), True, diffusion or LinearDiffusion())
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def energy(x, y):
 
 
 CASES = {
-    "linear": (Linear(), Vanishing()),
-    "strong": (Linear(), Vanishing(4.0)),
-    "cosine": (Trigonometric(), Vanishing()),
-    "noise level": (Trigonometric(), NoiseLevel(Trigonometric())),
-    "gamma": (IndependentCFM(0.3), Vanishing()),
+    "linear": (Linear(), LinearDiffusion()),
+    "strong": (Linear(), LinearDiffusion(4.0)),
+    "cosine": (Trigonometric(), LinearDiffusion()),
+    "noise level": (Trigonometric(), SigmaDiffusion(Trigonometric())),
+    "gamma": (IndependentCFM(0.3), LinearDiffusion()),
     "constant": (Linear(), Constant(1.0, (0.0, 0.95))),
     "path's own": (Linear(), PathDiffusion(Linear(), (0.02, 1.0))),
 }
@@ -136,7 +136,7 @@ def test_without_the_half_the_law_would_be_another():
     """The test above sees a drift of v + g^2 score."""
     path, n = MIXTURE.along(Linear()), 1500
 
-    class Wrong(SameMarginals):
+    class Wrong(MarginalPreservingSDE):
         def drift(self, field, x, t, g2):
             return 2 * super().drift(field, x, t, g2) - field(x, t)
 
@@ -166,7 +166,9 @@ def variance_at_the_end(method, num_steps, diffusion, std=0.5):
 
 @pytest.mark.parametrize(("method", "order"), [("euler_maruyama", 1), ("stochastic_heun", 2)])
 @pytest.mark.parametrize(
-    "diffusion", [Constant(math.sqrt(2), (0.0, 0.95)), Vanishing()], ids=["constant", "vanishing"]
+    "diffusion",
+    [Constant(math.sqrt(2), (0.0, 0.95)), LinearDiffusion()],
+    ids=["constant", "vanishing"],
 )
 def test_the_bias_falls_with_the_order_of_the_method(method, order, diffusion):
     biases = [abs(float(variance_at_the_end(method, n, diffusion)) / 0.25 - 1) for n in (80, 320)]
@@ -178,7 +180,9 @@ def test_the_bias_falls_with_the_order_of_the_method(method, order, diffusion):
 def test_a_constant_g_is_far_more_biased_on_narrow_data(method):
     """Why g^2 vanishes by default: 0.1 wide, 100 times steeper."""
     constant = Constant(math.sqrt(2), (0.0, 0.95))
-    variances = [variance_at_the_end(method, 160, d, 0.1) / 0.01 for d in (constant, Vanishing())]
+    variances = [
+        variance_at_the_end(method, 160, d, 0.1) / 0.01 for d in (constant, LinearDiffusion())
+    ]
     constant_bias, vanishing_bias = (abs(float(v) - 1) for v in variances)
     assert vanishing_bias < 0.01
     assert constant_bias > 10 * vanishing_bias
@@ -193,7 +197,7 @@ def test_the_diffusion_of_the_path_is_nearly_unbiased(method):
 def test_no_noise_is_the_flow():
     path = MIXTURE.along(Linear())
     for method, plain in (("euler_maruyama", "euler"), ("stochastic_heun", "heun2")):
-        sde = same(Linear(), Vanishing(0.0))
+        sde = same(Linear(), LinearDiffusion(0.0))
         x = SDESolver(method, 12).solve(sde, path.velocity, start(20), rows(20)).x
         torch.testing.assert_close(x, ODESolver(plain, 12).solve(path.velocity, start(20)).x)
 
@@ -299,12 +303,12 @@ def test_a_time_dependent_g_gives_the_integral_of_its_square():
 
 def test_a_source_that_is_not_gaussian_is_refused():
     with pytest.raises(ValueError, match=r"Moons.*not Gaussian.*Use the Gaussian source"):
-        SameMarginals(Linear(), Moons(), True)
+        MarginalPreservingSDE(Linear(), Moons(), True)
 
 
 def test_a_coupling_with_an_unknown_score_is_refused():
     with pytest.raises(ValueError, match=r"optimal transport.*independent coupling"):
-        SameMarginals(Linear(), Gaussian(), False)
+        MarginalPreservingSDE(Linear(), Gaussian(), False)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +318,7 @@ def test_a_coupling_with_an_unknown_score_is_refused():
         (lambda: Constant(1.0, (0.9, 0.1)), "low < high"),
         (lambda: Constant(-1.0, (0.0, 0.9)), "negative"),
         (lambda: PathDiffusion(Linear(), (0.0, 1.0)), "singular"),
-        (lambda: Vanishing(-1.0), "negative"),
+        (lambda: LinearDiffusion(-1.0), "negative"),
         (lambda: SDESolver(num_steps=0), "num_steps"),
     ],
 )

@@ -16,7 +16,7 @@ from fmlightning.flow.objectives.time_samplers import (
     Stratified,
     Uniform,
 )
-from fmlightning.flow.solvers.time_grids import EDMGrid, ListedGrid, ShiftedGrid, UniformGrid
+from fmlightning.flow.solvers.time_grids import CustomGrid, EDMGrid, ShiftedGrid, UniformGrid
 
 LAWS = [
     Uniform(),
@@ -32,7 +32,7 @@ LAWS = [
     Power(-0.5),
     Stratified(LogitNormal()),
 ]
-GRIDS = [UniformGrid(), ShiftedGrid(), EDMGrid(), ListedGrid((0.0, 0.5, 0.6, 1.0))]
+GRIDS = [UniformGrid(), ShiftedGrid(), EDMGrid(), CustomGrid((0.0, 0.5, 0.6, 1.0))]
 law = pytest.mark.parametrize("law", LAWS, ids=repr)
 grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)
 
@@ -150,9 +150,9 @@ def test_stratified_times_estimate_a_smooth_mean_better():
         (ShiftedGrid, {"shift": 0.0}),
         (EDMGrid, {"sigma_min": 100.0}),
         (EDMGrid, {"rho": 0.0}),
-        (ListedGrid, {"times": (0.0, 0.6, 0.5, 1.0)}),
-        (ListedGrid, {"times": (0.1, 1.0)}),
-        (ListedGrid, {"times": (0.0,)}),
+        (CustomGrid, {"times": (0.0, 0.6, 0.5, 1.0)}),
+        (CustomGrid, {"times": (0.1, 1.0)}),
+        (CustomGrid, {"times": (0.0,)}),
     ],
 )
 def test_settings_that_make_no_law_or_grid_are_refused_by_name(make, setting):
@@ -206,6 +206,6 @@ def test_edm_grid_has_edms_noise_levels():
 
 
 def test_listed_grid_stops_where_it_is_told_and_interpolates():
-    own = ListedGrid((0.0, 0.5, 0.6, 1.0))
+    own = CustomGrid((0.0, 0.5, 0.6, 1.0))
     assert own.points(3, 0.0, 1.0).tolist() == pytest.approx([0, 0.5, 0.6, 1])
     assert own.points(6, 0.0, 1.0).tolist() == pytest.approx([0, 0.25, 0.5, 0.55, 0.6, 0.8, 1])

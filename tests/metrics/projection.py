@@ -15,10 +15,10 @@ from fmlightning.flow.keys import Key
 from fmlightning.metrics.features.frechet import Frechet
 from fmlightning.metrics.features.inception_score import InceptionScore
 from fmlightning.metrics.features.kernel import KernelDistance
-from fmlightning.metrics.features.knn_accuracy import Neighbours
+from fmlightning.metrics.features.knn_accuracy import KNNAccuracy
 from fmlightning.metrics.features.networks import FeatureNetwork
 from fmlightning.metrics.features.precision_recall import PrecisionRecall
-from fmlightning.metrics.reference import RealSamples
+from fmlightning.metrics.reference import ReferenceSamples
 
 
 class Projection(FeatureNetwork):
@@ -82,7 +82,7 @@ def judges(weights=None):
         KernelDistance(network, 60, subsets=3, subset_size=20),
         InceptionScore(network, 61, splits=3),
         PrecisionRecall(network, 60),
-        Neighbours(network, 61),
+        KNNAccuracy(network, 61),
         Frechet("digits", 40),
     ]
 
@@ -94,8 +94,8 @@ def scores(rank, size, weights=None):
     found = {}
     for judge in judges(weights):
         n = judge.num_samples
-        real = RealSamples(reference[:9], held_out[:8], None, 256) if weights else None
-        judge.meet(real or RealSamples(reference, held_out, labels, 256, "f" * 64))
+        real = ReferenceSamples(reference[:9], held_out[:8], None, 256) if weights else None
+        judge.meet(real or ReferenceSamples(reference, held_out, labels, 256, "f" * 64))
         x, index, y = images(n, 3), torch.arange(n), torch.arange(n) % 3
         block = 5 if weights else 20
         for first in range(0, n, block * size):

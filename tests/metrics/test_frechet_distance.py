@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fmlightning.flow.keys import Key
-from fmlightning.metrics.features.collectors import Kept, Moments
+from fmlightning.metrics.features.collectors import FeatureBuffer, Moments
 from fmlightning.metrics.features.frechet import extrapolated, interval
 from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
 
@@ -91,7 +91,7 @@ def test_it_is_zero_from_itself_and_never_negative(n):
 @pytest.mark.parametrize("center", [0.0, 99.0])
 def test_moments_of_blocks_are_those_of_the_whole(center):
     x = normal(500, 6) + 100
-    metric, kept = Moments(torch.full((6,), center)), Kept()
+    metric, kept = Moments(torch.full((6,), center)), FeatureBuffer()
     order = torch.randperm(500, generator=Key(1).generator())
     for rows in order.split(64):
         metric.update(x[rows], rows)

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from fmlightning.data.images.photos import PhotosData
 from fmlightning.flow.keys import Key
 from fmlightning.metrics.features.frechet import Frechet
-from fmlightning.metrics.features.knn_accuracy import Neighbours
+from fmlightning.metrics.features.knn_accuracy import KNNAccuracy
 from fmlightning.metrics.features.networks import FeatureNetwork
 from fmlightning.metrics.features.textures import Textures
 
@@ -90,7 +90,7 @@ def test_the_rule_is_that_of_nearest_neighbours():
     places = torch.tensor([[90.0, 120, 100], [110, 100, 150]])
     pixels = (places[y] + 35 * normal(300, 3)).round().clamp(0, 255)[:, :, None, None]
     x = levels_of(pixels)
-    judge = Neighbours(Means(), 150)
+    judge = KNNAccuracy(Means(), 150)
     judge.prepare(x[:150], x[150:], (y[:150], y[150:]), 256)
     judge.update(x[150:], torch.arange(150), y[150:])
     features = pixels[:, :, 0, 0].double().numpy()
@@ -105,9 +105,9 @@ def test_the_rule_is_that_of_nearest_neighbours():
 
 def test_labels_and_enough_neighbours_are_needed():
     x, y = levels_of(torch.zeros(4, 3, 8, 8)), torch.tensor([0, 0, 1, 1])
-    with pytest.raises(ValueError, match="Neighbours tells classes apart"):
-        Neighbours(Textures(), 4).check(x, None, 256)
+    with pytest.raises(ValueError, match="KNNAccuracy tells classes apart"):
+        KNNAccuracy(Textures(), 4).check(x, None, 256)
     with pytest.raises(ValueError, match="neighbours=5 exceeds the 4 training images"):
-        Neighbours(Means(), 4).prepare(x, x, (y, y), 256)
+        KNNAccuracy(Means(), 4).prepare(x, x, (y, y), 256)
     with pytest.raises(ValueError, match="between 1 and references=3"):
-        Neighbours(Means(), 4, neighbours=5, references=3)
+        KNNAccuracy(Means(), 4, neighbours=5, references=3)

@@ -20,7 +20,7 @@ from fmlightning.runs.lock import occupy
 from fmlightning.studies.sweep import children
 from fmlightning.studies.sweep.cells import Cell
 from fmlightning.studies.sweep.file import Sweep
-from fmlightning.studies.sweep.journal import Journal
+from fmlightning.studies.sweep.journal import SweepState
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.pool import Pool
 from fmlightning.studies.sweep.work import Work
@@ -50,7 +50,7 @@ def plan_of(content):
 
 
 def pool_of(plan, jobs, tell=print):
-    journal = Journal(plan, {cell.run: plan.work(cell).status() for cell in plan.cells})
+    journal = SweepState(plan, {cell.run: plan.work(cell).status() for cell in plan.cells})
     journal.write()
     return Pool(plan, journal, jobs, tell)
 

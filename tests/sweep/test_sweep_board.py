@@ -11,7 +11,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in
 
-from fmlightning.studies.sweep.board import Board, last_step
+from fmlightning.studies.sweep.board import LiveTable, last_step
 from fmlightning.studies.sweep.cost import duration
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.pool import Job
@@ -40,7 +40,7 @@ def test_the_table_has_what_runs_and_how_far_it_is(tmp_path, monkeypatch):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pool.running.append(Job(work, 0, Step("training", ()), process))
     shown = Console(file=io.StringIO(), width=100)
-    shown.print(Board(left=600.0).drawing(pool))
+    shown.print(LiveTable(left=600.0).drawing(pool))
     text = shown.file.getvalue()
     assert "kind=good, seed=0" in text
     assert "70 of 100" in text

@@ -39,7 +39,7 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.setattr("fmlightning.studies.sweep.pool.LOOK", 0.02)
     (tmp_path / "demo").mkdir()
 
-    class Bench:
+    class Scorer:
         folder, lines = tmp_path / "demo", []
 
         def content(self, *kinds):
@@ -66,7 +66,7 @@ def sweep(tmp_path, monkeypatch):
         def file(self):
             return json.loads((self.folder / "sweep.json").read_text())
 
-    return Bench()
+    return Scorer()
 
 
 def test_each_cell_is_trained_and_evaluated_once(sweep):

@@ -99,13 +99,13 @@ def test_an_agent_is_given_the_trainings_of_the_sweep(exported, write):
     """By the directories of its commands, resolved as `fit` resolves them."""
     from fmlightning.cli.quiet import quiet
     from fmlightning.runs.directory import run_directory
-    from fmlightning.studies.sweep.resolve import Reading
+    from fmlightning.studies.sweep.resolve import LoaderOptions
 
     keys = {"axes": AXES, "seeds": [0, 1]}
     content = exported(**keys)
     given = list(commands(content))
     with quiet():
-        reading, found = Reading(given[0][2:]), set()
+        reading, found = LoaderOptions(given[0][2:]), set()
         for words in given:
             assert words[:3] == ["/usr/bin/env", "fmlightning", "fit"]
             reading.parse_arguments(reading.parser, words[2:])

@@ -148,7 +148,7 @@ def last_axis(original):
     return lambda c, x: c if c.ndim == 0 else c[: x.shape[-1]].reshape(1, -1)
 
 
-Path, Oracle, Seen = paths.AffinePath, mixture.MixturePath, mixture.Seen
+Path, Oracle, ComponentTerms = paths.AffinePath, mixture.MixturePath, mixture.ComponentTerms
 MUTATIONS = {
     "sigma' has the other sign": Mutation(
         Linear, "d_sigma", scaled(-1), verify.continuity, Linear()
@@ -182,7 +182,7 @@ MUTATIONS = {
         Oracle, "divergence", scaled(-1), verify.transport, Linear()
     ),
     "responsibilities are not normalised": Mutation(
-        Seen, "r", unnormalised, verify.marginalisation, Linear()
+        ComponentTerms, "r", unnormalised, verify.marginalisation, Linear()
     ),
     "responsibilities forget the weights": Mutation(
         mixture, "log_joint", unweighted, verify.marginalisation, Linear()
@@ -283,7 +283,9 @@ def half_missing(f):
 def test_a_drift_without_its_half_is_noticed(name, monkeypatch):
     """dX = [v + g^2 score] dt + g dW: the bias no longer falls with the steps."""
     assert verify.stochastic_bias(name).passed
-    monkeypatch.setattr(sde.SameMarginals, "drift", half_missing(sde.SameMarginals.drift))
+    monkeypatch.setattr(
+        sde.MarginalPreservingSDE, "drift", half_missing(sde.MarginalPreservingSDE.drift)
+    )
     assert not verify.stochastic_bias(name).passed
 
 

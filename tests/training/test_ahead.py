@@ -11,8 +11,8 @@ from fmlightning.data.toy import ToyData
 from fmlightning.flow.couplings import Coupling, Entropic, MinibatchOT, SemidiscreteOT
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
-from fmlightning.training.pairing import BatchPairing, PairedBatches, Share
-from fmlightning.training.prefetch import NAME, Ahead
+from fmlightning.training.pairing import BatchPairing, PairedBatches, PairingContext
+from fmlightning.training.prefetch import NAME, Prefetcher
 
 SMALL = (
     "toy/moons", "--trainer.max_steps=10", "--data.batch_size=32", "--data.val_size=64", "--data.steps_per_epoch=4",
@@ -38,7 +38,7 @@ def test_numbers_are_read_in_order_in_the_thread_that_asks_and_made_in_others():
         made[number] = threading.current_thread()
         return number**2
 
-    ahead = Ahead(take, square, depth=2)
+    ahead = Prefetcher(take, square, depth=2)
     assert [ahead(n) for n in range(5, 12)] == [n**2 for n in range(5, 12)]
     assert [n for n, _ in read] == list(range(5, 14))  # two more than were asked for
     assert {t for _, t in read} == {threading.main_thread()}
@@ -56,7 +56,7 @@ def test_results_are_made_side_by_side():
             together.wait(timeout=120)
         return number
 
-    ahead = Ahead(lambda n: n, meet, depth=3)
+    ahead = Prefetcher(lambda n: n, meet, depth=3)
     assert [ahead(n) for n in range(3)] == [0, 1, 2]
     ahead.close()
 
@@ -71,14 +71,14 @@ def test_the_order_in_which_threads_finish_changes_nothing():
             first_waits.set()
         return -number
 
-    ahead = Ahead(lambda n: n, late, depth=2)
+    ahead = Prefetcher(lambda n: n, late, depth=2)
     assert [ahead(n) for n in range(6)] == [0, -1, -2, -3, -4, -5]
     ahead.close()
 
 
 def test_a_jump_starts_anew_and_depth_zero_has_no_threads():
     for depth in (0, 3):
-        ahead = Ahead(lambda n: n, lambda n: 10 * n, depth)
+        ahead = Prefetcher(lambda n: n, lambda n: 10 * n, depth)
         assert [ahead(n) for n in (4, 5, 100, 101, 2)] == [40, 50, 1000, 1010, 20]
         assert bool(threads()) == bool(depth)
         ahead.close()
@@ -92,7 +92,7 @@ def test_what_fails_is_raised_at_its_own_number(depth):
             raise ValueError("the third cannot be paired")
         return number
 
-    ahead = Ahead(lambda n: n, fail, depth)
+    ahead = Prefetcher(lambda n: n, fail, depth)
     assert [ahead(n) for n in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the third cannot be paired"):
         ahead(3)
@@ -103,7 +103,7 @@ def test_what_fails_is_raised_at_its_own_number(depth):
 
 
 def share(batch_size, rows):
-    return Share(Key(1), Gaussian(), batch_size, rows, torch.device("cpu"))
+    return PairingContext(Key(1), Gaussian(), batch_size, rows, torch.device("cpu"))
 
 
 def paired(coupling, depth, rows=slice(0, 16), steps=range(8)):

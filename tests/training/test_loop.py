@@ -19,7 +19,7 @@ from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.runs.signals import EXIT_CODES
-from fmlightning.training.lightning.fast_loop import Stretches
+from fmlightning.training.lightning.fast_loop import FastLoop
 from fmlightning.training.module import FlowMatching
 
 LIGHTNING = 0
@@ -62,13 +62,13 @@ RUNS = {
 @pytest.fixture
 def taken(monkeypatch):
     """Counts the batches that Lightning was not shown."""
-    count, real = [], Stretches.batch
+    count, real = [], FastLoop.batch
 
     def batch(self, fetcher):
         real(self, fetcher)
         count.append(self.trainer.global_step)
 
-    monkeypatch.setattr(Stretches, "batch", batch)
+    monkeypatch.setattr(FastLoop, "batch", batch)
     return count
 
 
@@ -135,7 +135,7 @@ def fit_with(tmp_path, *callbacks, module=None, data=None, **options):
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
         use_distributed_sampler=False, **{"logger": False, **options},
     )  # fmt: skip
-    Stretches(trainer)
+    FastLoop(trainer)
     module = module or FlowMatching(TimeMLP(width=16, depth=2))
     data = data or ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=100)
     trainer.fit(module, data)
@@ -160,7 +160,7 @@ class Clipped(FlowMatching):
         self.seen = getattr(self, "seen", 0) + 1
 
 
-class Counted(Logger):
+class NFECounter(Logger):
     """Keeps the step of each row."""
 
     name = version = "counted"
@@ -181,7 +181,7 @@ def test_a_monitor_of_the_learning_rate_writes_as_often(tmp_path, taken, monkeyp
 
     def written(longest):
         monkeypatch.setattr(loop, "LONGEST", longest)
-        monitor, logger = LearningRateMonitor(), Counted()
+        monitor, logger = LearningRateMonitor(), NFECounter()
         fit_with(tmp_path, monitor, logger=logger, accumulate_grad_batches=3, log_every_n_steps=4)
         return monitor.lrs, logger.steps
 
@@ -302,11 +302,11 @@ def test_a_hook_of_every_step_can_end_the_run(tmp_path, taken):
 
 
 def test_a_patient_callback_is_asked_when_it_says(tmp_path, taken):
-    class Patient(Watcher):
+    class Scheduled(Watcher):
         def next_step(self, trainer):
             return (trainer.global_step // 5 + 1) * 5
 
-    patient = Patient()
+    patient = Scheduled()
     fit_with(tmp_path, patient)
     assert {5, 10, 12} <= set(patient.steps)
     assert set(patient.steps) | set(taken) == set(range(1, 13))

@@ -74,7 +74,7 @@ def test_labels_are_hidden_as_often_as_asked(fit, monkeypatch):
 
     monkeypatch.setattr(FlowMatching, "draw", spy)
     fit(
-        "images/digits", "--trainer.max_steps=5", "--data.batch_size=400", "--model.label_drop=0.25",
+        "images/digits", "--trainer.max_steps=5", "--data.batch_size=400", "--model.class_dropout_prob=0.25",
         "--model.network.channels=8", "--model.network.head_channels=8",
     )  # fmt: skip
     share = torch.stack(seen).mean()

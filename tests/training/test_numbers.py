@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fmlightning.data.order import Shard, steps_together
+from fmlightning.data.order import Shard, steps_per_draw
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
-from fmlightning.training.draws import Numbers
+from fmlightning.training.draws import Draws
 
 CPU = torch.device("cpu")
 FEW, MANY = (64, 2), (96, 1, 10, 10)  # drawn for 64 steps at once, and for each
@@ -15,7 +15,7 @@ FEW, MANY = (64, 2), (96, 1, 10, 10)  # drawn for 64 steps at once, and for each
 
 def numbers(shape=FEW, seed=0, rows=None):
     rows = slice(0, shape[0]) if rows is None else rows
-    return Numbers(Key(seed), shape, rows, CPU, Gaussian(), gamma=True, labels=True)
+    return Draws(Key(seed), shape, rows, CPU, Gaussian(), gamma=True, labels=True)
 
 
 def equal(a, b):
@@ -65,8 +65,8 @@ def test_processes_share_out_the_numbers_of_one(shape):
 
 
 def test_images_are_drawn_step_by_step():
-    assert steps_together(MANY) == 1
-    assert steps_together(FEW) == 64
+    assert steps_per_draw(MANY) == 1
+    assert steps_per_draw(FEW) == 64
     key = Key(0).fold(7)
     assert torch.equal(numbers(MANY)(7).x0, torch.randn(MANY, generator=key.fold("x0").generator()))
 

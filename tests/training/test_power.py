@@ -14,9 +14,9 @@ from fmlightning.training.ema.power import (
     Profile,
     coefficients,
     exponent,
+    fit_error,
     inner,
     keeps,
-    misfit,
     width,
 )
 from fmlightning.training.ema.snapshots import read_snapshot, reconstruct, snapshots
@@ -77,13 +77,13 @@ def test_the_coefficients_give_the_closest_profile():
     tau = (torch.arange(20_000, dtype=torch.float64) + 0.5) * (32 / 20_000)
     made = sum(c * p(tau) for c, p in zip(x, kept, strict=True))
     error = float(((made - wanted(tau)) ** 2).mean().sqrt() / (wanted(tau) ** 2).mean().sqrt())
-    assert error == pytest.approx(misfit(kept, wanted, x), rel=1e-2)  # of the grid
+    assert error == pytest.approx(fit_error(kept, wanted, x), rel=1e-2)  # of the grid
     assert error < 0.05
     for k in range(len(x)):  # a minimum: whichever way one goes
         for h in (-1e-3, 1e-3):
             aside = x.clone()
             aside[k] += h
-            assert misfit(kept, wanted, aside) > misfit(kept, wanted, x)
+            assert fit_error(kept, wanted, aside) > fit_error(kept, wanted, x)
 
 
 def test_a_profile_that_was_kept_is_given_back():
@@ -91,7 +91,7 @@ def test_a_profile_that_was_kept_is_given_back():
     x = coefficients(kept, kept[-1])
     expected = torch.zeros(len(kept), dtype=torch.float64)
     expected[-1] = 1
-    assert misfit(kept, kept[-1], x) < 1e-6
+    assert fit_error(kept, kept[-1], x) < 1e-6
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=0)  # neighbours are nearly parallel
 
 
@@ -169,7 +169,7 @@ def test_another_width_is_that_of_an_average_taken_in_the_same_run(run, sigma_re
     error = distance(made.weights.values(), expected)
     assert error < 0.05 * distance(tracked.weights[step - 1], expected)
     assert error < 0.2 * distance(other, expected)
-    assert made.misfit < 0.05
+    assert made.fit_error < 0.05
 
 
 @pytest.mark.parametrize("step", [10, 300])

@@ -15,7 +15,7 @@ TOY = (
 DIGITS = (
     "images/digits", "--trainer.max_steps=18", "--trainer.log_every_n_steps=3", "--data.batch_size=100",
     "--model.network.channels=8", "--model.network.head_channels=8", "--model.network.dropout=0.2",
-    "--model.label_drop=0.3", "--trainer.val_check_interval=6",
+    "--model.class_dropout_prob=0.3", "--trainer.val_check_interval=6",
 )  # fmt: skip
 
 

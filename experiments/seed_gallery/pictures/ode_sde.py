@@ -19,7 +19,7 @@ from torch import Tensor
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import PerSample, Points
 from fmlightning.flow.solvers.ode import ODESolver
-from fmlightning.flow.solvers.sde import SameMarginals, SDESolver
+from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture
 from fmlightning.metrics.figures import DATA as RED
@@ -55,7 +55,7 @@ def solutions(detail: Detail) -> tuple[Tensor, Tensor]:
     x0 = Gaussian().rows(KEY.fold("starts").rows(index), (1,), F64)
     save_at = 2 * detail.num_steps + 1
     x = ODESolver("rk4", detail.num_steps).solve(PATH.velocity, x0, save_at=save_at).states
-    sde = SameMarginals(PATH.schedule, Gaussian(), independent=True)
+    sde = MarginalPreservingSDE(PATH.schedule, Gaussian(), independent=True)
     rows = KEY.fold("brownian").rows(index)
     solver = SDESolver(num_steps=2 * detail.num_steps)
     return x, solver.solve(sde, PATH.velocity, x0, rows, save_at=save_at).states

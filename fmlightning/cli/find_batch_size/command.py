@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     """Try batches, print each, and say which is the largest."""
     options, fit = parse(argv)
     check_files(fit)
-    laboratory = Laboratory.of(fit, options.memory)
+    laboratory = BatchSizeSearch.of(fit, options.memory)
     multiple, trials = options.multiple * laboratory.processes, []
     print(f"{'batch':>8}  {'peak memory':>12}  {'samples/s':>10}", flush=True)
     for trial in search(
@@ -84,7 +84,7 @@ def positive(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class BatchSizeSearch:
     """Where batches are tried.
 
     Attributes:
@@ -108,7 +108,7 @@ class Laboratory:
     held: int = 0
 
     @classmethod
-    def of(cls, fit: list[str], memory: int) -> "Laboratory":
+    def of(cls, fit: list[str], memory: int) -> "BatchSizeSearch":
         """Where a config would train.
 
         Raises:
@@ -164,7 +164,7 @@ def row(trial: Trial) -> str:
     )
 
 
-def verdict(trials: list[Trial], laboratory: Laboratory) -> str:
+def verdict(trials: list[Trial], laboratory: BatchSizeSearch) -> str:
     """What to take."""
     limit, where = words(laboratory.limit), laboratory.device
     best = largest(trials)

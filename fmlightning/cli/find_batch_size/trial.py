@@ -25,7 +25,7 @@ from fmlightning.cli.errors import is_users, message
 from fmlightning.cli.find_batch_size import MARK
 from fmlightning.cli.fit import FlowCLI
 from fmlightning.cli.quiet import quiet
-from fmlightning.training.lightning.fast_loop import Stretches
+from fmlightning.training.lightning.fast_loop import FastLoop
 
 WARM = 3
 """Steps before the clock starts: an optimiser makes its state in the first, and convolutions are chosen."""
@@ -94,7 +94,7 @@ class TrialCLI(FlowCLI):
             limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
-        Stretches(trainer)
+        FastLoop(trainer)
         return trainer
 
     def before_fit(self) -> None:

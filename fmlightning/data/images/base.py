@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmlightning.data.images.datasets import Block, Held, Pictures, hold_out, spread
+from fmlightning.data.images.datasets import Block, ImageDataset, InMemoryImages, hold_out, spread
 from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
@@ -29,7 +29,7 @@ OnCorrupt = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderOptions:
     """How pictures that are not held in memory are read.
 
     Args:
@@ -53,7 +53,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Collection:
+class Splits:
     """Pictures with their splits.
 
     Args:
@@ -62,9 +62,9 @@ class Collection:
         reading: how pictures that are not held in memory are read.
     """
 
-    sets: dict[str, Pictures]
+    sets: dict[str, ImageDataset]
     names: tuple[str, ...] = ()
-    reading: Reading = Reading()
+    reading: LoaderOptions = LoaderOptions()
 
 
 class ImageData(FlowData):
@@ -87,7 +87,7 @@ class ImageData(FlowData):
 
     def __init__(
         self,
-        collection: Collection,
+        collection: Splits,
         batch_size: int = 128,
         labelled: bool = True,
         flip: bool = False,
@@ -164,7 +164,7 @@ class ImageData(FlowData):
 
     def train_reader(self, rows: slice) -> Callable[[int], Block]:
         pictures = self.sets["train"]
-        if isinstance(pictures, Held):
+        if isinstance(pictures, InMemoryImages):
             return TrainReader(pictures.on(self.device), self.order, rows, False).read
         if self.ahead is None or self.ahead[0] != rows:
             reader = TrainReader(pictures, self.order, rows, self.reading.skip)
@@ -181,7 +181,7 @@ class ImageData(FlowData):
 
     def eval_batches(self, split: str) -> Blocks:
         index = torch.arange(len(self.split(split)))
-        return PictureBlocks(self, split, shared_blocks(index, self.eval_block, self.shard))
+        return ImageBlocks(self, split, shared_blocks(index, self.eval_block, self.shard))
 
     def eval_samples(self, split: str) -> Batch:
         return self.collect(split, torch.arange(len(self.split(split))))
@@ -197,27 +197,29 @@ class ImageData(FlowData):
 
     def collect(self, split: str, index: Tensor) -> Batch:
         """Some pictures of a fixed set, on the CPU."""
-        blocks = PictureBlocks(self, split, index.split(self.eval_batch_size))
+        blocks = ImageBlocks(self, split, index.split(self.eval_batch_size))
         parts = [{name: value.cpu() for name, value in batch.items()} for batch in blocks]
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "index"}
 
-    def split(self, name: str) -> Pictures:
+    def split(self, name: str) -> ImageDataset:
         return self.sets["train" if name == "reference" else name]
 
     def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], Block]:
         pictures = self.split(split)
-        if isinstance(pictures, Held):
+        if isinstance(pictures, InMemoryImages):
             return FixedReader(pictures.on(self.device), blocks, False).read
         reader = FixedReader(pictures, blocks, self.reading.skip)
         return self.read_ahead(reader, len(blocks))
 
-    def hold(self, pictures: Pictures) -> Held:
+    def hold(self, pictures: ImageDataset) -> InMemoryImages:
         """The same pictures in memory; in place of a bad one, the next good one."""
         blocks = torch.arange(len(pictures)).split(64)
         read = self.read_ahead(FixedReader(pictures, blocks, self.reading.skip), len(blocks))
         parts = [self.tell(read(number)) for number in range(len(blocks))]
         labels = [part.y for part in parts if part.y is not None]
-        return Held(torch.cat([p.pixels for p in parts]), torch.cat(labels) if labels else None)
+        return InMemoryImages(
+            torch.cat([p.pixels for p in parts]), torch.cat(labels) if labels else None
+        )
 
     # -- from bytes to points -----------------------------------------------------------------------
 
@@ -249,7 +251,7 @@ class ImageData(FlowData):
         return block
 
 
-class PictureBlocks:
+class ImageBlocks:
     """A fixed set in blocks that are read as they are asked for, with the `index` of each sample."""
 
     def __init__(self, data: ImageData, split: str, blocks: tuple[Tensor, ...]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from fmlightning.data.images.base import Collection, ImageData, OnCorrupt, Reading
-from fmlightning.data.images.datasets import Files, Pictures
+from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
+from fmlightning.data.images.datasets import ImageDataset, ImageFiles
 from fmlightning.data.images.decode import Decoder
 from fmlightning.data.images.download import absent, data_root
 from fmlightning.flow.shapes import Labels
@@ -66,9 +66,9 @@ class CelebAData(ImageData):
                 f"data.image_size={image_size}: the crop of the faces is {crop or 178} pixels wide; choose at most that"
             )
         sets, names = celeba_sets(folder, decoder, label)
-        reading = Reading(on_corrupt, num_workers, in_memory)
+        reading = LoaderOptions(on_corrupt, num_workers, in_memory)
         super().__init__(
-            Collection(sets, names, reading), labelled=labelled and label is not None, **options
+            Splits(sets, names, reading), labelled=labelled and label is not None, **options
         )
 
 
@@ -78,14 +78,14 @@ def label_file(label: str) -> str:
 
 def celeba_sets(
     folder: Path, decoder: Decoder, label: str | None
-) -> tuple[dict[str, Pictures], tuple[str, ...]]:
+) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     """The published splits, and the classes of a label."""
     rows = table(folder / PARTITION)
     what = "an image and its part: 0 for train, 1 for val, 2 for test"
     part = torch.tensor([whole_number(folder / PARTITION, row, 1, what, range(3)) for row in rows])
     labels, classes = celeba_labels(folder, label, [name for name, *_ in rows])
-    everything = Files(str(folder / IMAGES), [name for name, *_ in rows], labels, decoder)
-    sets: dict[str, Pictures] = {}
+    everything = ImageFiles(str(folder / IMAGES), [name for name, *_ in rows], labels, decoder)
+    sets: dict[str, ImageDataset] = {}
     for number, name in enumerate(("train", "val", "test")):
         index = (part == number).nonzero().flatten()
         if not len(index):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fmlightning.data.images.decode import BadPicture, Decoder
+from fmlightning.data.images.decode import BadImage, Decoder
 from fmlightning.flow.keys import Key
 from fmlightning.flow.shapes import Labels
 
@@ -31,7 +31,7 @@ class Block(NamedTuple):
     """What could not be read, and was replaced."""
 
 
-class Pictures(ABC):
+class ImageDataset(ABC):
     """Pictures of one shape (C, H, W), and their labels where there are any."""
 
     shape: tuple[int, int, int]
@@ -45,7 +45,7 @@ class Pictures(ABC):
         """One picture.
 
         Raises:
-            BadPicture: it cannot be read.
+            BadImage: it cannot be read.
         """
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Pictures(ABC):
         """The pictures at some places of an order; in place of a bad one, the next good one of that order.
 
         Raises:
-            BadPicture: a picture cannot be read and `skip` is false, or there is no good one.
+            BadImage: a picture cannot be read and `skip` is false, or there is no good one.
         """
         bad: list[str] = []
         found = [self.next_good(order, position, skip, bad) for position in positions]
@@ -75,14 +75,14 @@ class Pictures(ABC):
             number = int(order[place % len(order)])
             try:
                 return number, self.picture(number)
-            except BadPicture as error:
+            except BadImage as error:
                 if not skip:
                     raise
                 bad.append(str(error))
-        raise BadPicture(f"none of the {len(order)} files is a readable image; the last: {bad[-1]}")
+        raise BadImage(f"none of the {len(order)} files is a readable image; the last: {bad[-1]}")
 
 
-class Held(Pictures):
+class InMemoryImages(ImageDataset):
     """Pictures held as one tensor of bytes, (N, C, H, W)."""
 
     def __init__(self, pixels: UInt8[Tensor, "N C H W"], labels: Labels | None) -> None:
@@ -114,7 +114,7 @@ class Held(Pictures):
         return Block(self.pixels[index], None if self.labels is None else self.labels[index], index)
 
 
-class Files(Pictures):
+class ImageFiles(ImageDataset):
     """Image files below a folder, read as they are asked for.
 
     Args:
@@ -174,7 +174,7 @@ def spread(size: int, count: int) -> list[int]:
     return sorted({i * (size - 1) // max(count - 1, 1) for i in range(count)}) if size else []
 
 
-def hold_out(pictures: Pictures, size: int, option: str) -> tuple[Pictures, Pictures]:
+def hold_out(pictures: ImageDataset, size: int, option: str) -> tuple[ImageDataset, ImageDataset]:
     """What is left of a set, and `size` pictures of it; always the same ones, whatever the seed.
 
     Raises:

@@ -34,7 +34,7 @@ DAMAGED = (
 """What Pillow raises at bytes that are no image."""
 
 
-class BadPicture(ValueError):
+class BadImage(ValueError):
     """A file that gives no image of the size asked for; the message names it."""
 
 
@@ -68,7 +68,7 @@ class Decoder:
         """The pixels of a file.
 
         Raises:
-            BadPicture: it is no image, is damaged or is too small; the message begins with `name`.
+            BadImage: it is no image, is damaged or is too small; the message begins with `name`.
         """
         try:
             with Image.open(file, formats=FORMATS) as opened:
@@ -76,7 +76,7 @@ class Decoder:
                     raise ValueError("more than 8 bits a channel; convert it to 8")
                 square = self.square(opened.convert("RGB" if self.channels == 3 else "L"))
         except DAMAGED as error:
-            raise BadPicture(f"{name}: no readable image ({describe(error)})") from error
+            raise BadImage(f"{name}: no readable image ({describe(error)})") from error
         pixels = torch.from_numpy(np.array(centre_crop(square, self.size)))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fmlightning.data.images.base import Collection, ImageData, OnCorrupt, Reading
-from fmlightning.data.images.datasets import Files, Pictures, hold_out, spread
+from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
+from fmlightning.data.images.datasets import ImageDataset, ImageFiles, hold_out, spread
 from fmlightning.data.images.decode import SUFFIXES, Decoder, file_size
 
 PROBES = 16
@@ -54,13 +54,13 @@ class FolderData(ImageData):
         self.title = folder
         decoder = Decoder(image_size, channels, crop)
         sets, names = folder_sets(Path(folder).expanduser(), decoder, labelled, test_size)
-        reading = Reading(on_corrupt, num_workers, in_memory)
-        super().__init__(Collection(sets, names, reading), labelled=labelled, **options)
+        reading = LoaderOptions(on_corrupt, num_workers, in_memory)
+        super().__init__(Splits(sets, names, reading), labelled=labelled, **options)
 
 
 def folder_sets(
     folder: Path, decoder: Decoder, labelled: bool, test_size: int
-) -> tuple[dict[str, Pictures], tuple[str, ...]]:
+) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     """The splits of a folder and its classes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"data.folder={folder}: no such folder")
@@ -71,7 +71,7 @@ def folder_sets(
         train, test = hold_out(everything, test_size, "test_size")
         return {"train": train, "test": test}, names
     names = subfolders(folder / "train") if labelled else ()
-    sets: dict[str, Pictures] = {
+    sets: dict[str, ImageDataset] = {
         part: image_files(folder / part, names, decoder, labelled) for part in sorted(parts)
     }
     if "test" not in sets:
@@ -82,7 +82,9 @@ def folder_sets(
     return sets, names
 
 
-def image_files(folder: Path, names: tuple[str, ...], decoder: Decoder, labelled: bool) -> Files:
+def image_files(
+    folder: Path, names: tuple[str, ...], decoder: Decoder, labelled: bool
+) -> ImageFiles:
     """The images below a folder in the order of their names, class after class.
 
     Raises:
@@ -108,7 +110,7 @@ def image_files(folder: Path, names: tuple[str, ...], decoder: Decoder, labelled
         labels += [number] * len(found)
     if not files:
         raise ValueError(f"{folder} has no images; they end in {', '.join(SUFFIXES)}")
-    pictures = Files(str(folder), files, torch.tensor(labels) if names else None, decoder)
+    pictures = ImageFiles(str(folder), files, torch.tensor(labels) if names else None, decoder)
     check_sizes(pictures)
     return pictures
 
@@ -130,7 +132,7 @@ def listed(folder: Path) -> Iterable[str]:
                 yield os.path.relpath(os.path.join(place, file), folder)
 
 
-def check_sizes(pictures: Files) -> None:
+def check_sizes(pictures: ImageFiles) -> None:
     """Refuse to enlarge a whole set; a few small images among larger ones are enlarged."""
     paths = [pictures.path(n) for n in spread(len(pictures), PROBES)]
     sizes = {path: size for path in paths if (size := file_size(path))}

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fmlightning.data.images.base import Collection, ImageData, OnCorrupt, Reading
-from fmlightning.data.images.datasets import PROBES, Pictures, digest, hold_out, spread
+from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
+from fmlightning.data.images.datasets import PROBES, ImageDataset, digest, hold_out, spread
 from fmlightning.data.images.decode import Decoder
 from fmlightning.flow.shapes import Labels
 
@@ -67,7 +67,7 @@ class HuggingFaceData(ImageData):
         decoder = Decoder(image_size, channels, crop)
         tables = hub_tables(dataset, subset, revision, download)
         names: tuple[str, ...] = ()
-        sets: dict[str, Pictures] = {}
+        sets: dict[str, ImageDataset] = {}
         for part, split in (("train", train_split), ("test", test_split)):
             if split is None:
                 continue
@@ -83,11 +83,11 @@ class HuggingFaceData(ImageData):
             sets[part] = Rows(table, column, label, decoder, f"{dataset} {split}")
         if "test" not in sets:
             sets["train"], sets["test"] = hold_out(sets["train"], test_size, "test_size")
-        reading = Reading(on_corrupt, num_workers, in_memory)
-        super().__init__(Collection(sets, names, reading), labelled=labelled, **options)
+        reading = LoaderOptions(on_corrupt, num_workers, in_memory)
+        super().__init__(Splits(sets, names, reading), labelled=labelled, **options)
 
 
-class Rows(Pictures):
+class Rows(ImageDataset):
     """The rows of a table with a column of encoded images."""
 
     def __init__(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmlightning.data.images.base import Collection, ImageData, OnCorrupt, Reading
-from fmlightning.data.images.datasets import Held, Pictures
+from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
+from fmlightning.data.images.datasets import ImageDataset, InMemoryImages
 from fmlightning.data.images.decode import Decoder
 from fmlightning.data.images.download import absent, data_root
 from fmlightning.data.images.folders import image_files, subfolders
@@ -54,22 +54,24 @@ class ImageNetData(ImageData):
             if layout == "npz"
             else imagenet_folders(folder, Decoder(image_size))
         )
-        super().__init__(Collection(sets, names, Reading(on_corrupt, num_workers)), **options)
+        super().__init__(Splits(sets, names, LoaderOptions(on_corrupt, num_workers)), **options)
 
 
-def imagenet_folders(folder: Path, decoder: Decoder) -> tuple[dict[str, Pictures], tuple[str, ...]]:
+def imagenet_folders(
+    folder: Path, decoder: Decoder
+) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     missing = [folder / part for part in ("train", "val") if not (folder / part).is_dir()]
     if missing:
         raise absent(ImageNetData.title, missing, f"Fetch it from {PAGE} and put it there")
     names = subfolders(folder / "train")
-    sets: dict[str, Pictures] = {
+    sets: dict[str, ImageDataset] = {
         split: image_files(folder / part, names, decoder, labelled=True)
         for split, part in (("train", "train"), ("test", "val"))
     }
     return sets, names
 
 
-def npz_sets(folder: Path, image_size: int) -> tuple[dict[str, Pictures], tuple[str, ...]]:
+def npz_sets(folder: Path, image_size: int) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     if image_size not in (32, 64):
         raise ValueError(
             f"data.image_size={image_size}: layout=npz is published at 32 and 64 pixels; take layout=folder"
@@ -81,9 +83,9 @@ def npz_sets(folder: Path, image_size: int) -> tuple[dict[str, Pictures], tuple[
         raise absent(ImageNetData.title, missing, f"Fetch it from {PAGE} and put it there")
     parts = [read_npz(path, image_size) for path in train]
     pixels, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    sets: dict[str, Pictures] = {
-        "train": Held(pixels, labels),
-        "test": Held(*read_npz(test, image_size)),
+    sets: dict[str, ImageDataset] = {
+        "train": InMemoryImages(pixels, labels),
+        "test": InMemoryImages(*read_npz(test, image_size)),
     }
     return sets, tuple(str(n) for n in range(1, 1001))
 

@@ -6,8 +6,8 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from fmlightning.data.images.base import Collection, ImageData
-from fmlightning.data.images.datasets import Held, Pictures
+from fmlightning.data.images.base import ImageData, Splits
+from fmlightning.data.images.datasets import ImageDataset, InMemoryImages
 from fmlightning.flow.keys import Key
 
 SIZE, STRIDE = 32, 4
@@ -34,17 +34,19 @@ class PhotosData(ImageData):
 
     def __init__(self, flip: bool = True, **options: Any) -> None:
         photographs = [torch.from_numpy(image.copy()) for image in load_sample_images().images]
-        sets: dict[str, Pictures] = {name: shuffled(patches(photographs, name)) for name in BANDS}
-        super().__init__(Collection(sets, ("palace", "flower")), flip=flip, **options)
+        sets: dict[str, ImageDataset] = {
+            name: shuffled(patches(photographs, name)) for name in BANDS
+        }
+        super().__init__(Splits(sets, ("palace", "flower")), flip=flip, **options)
 
 
-def shuffled(pictures: Held) -> Held:
+def shuffled(pictures: InMemoryImages) -> InMemoryImages:
     """In an order that is always the same, so that the first few are not all of one corner."""
     generator = Key(0).fold("photos").generator()
     return pictures.subset(torch.randperm(len(pictures), generator=generator))
 
 
-def patches(photographs: list[Tensor], split: str) -> Held:
+def patches(photographs: list[Tensor], split: str) -> InMemoryImages:
     """All patches of a split, (N, 3, 32, 32), and the photographs that they are of."""
     pixels: list[Tensor] = []
     labels: list[Tensor] = []
@@ -53,4 +55,4 @@ def patches(photographs: list[Tensor], split: str) -> Held:
             windows = photograph[:, left:right].unfold(0, SIZE, STRIDE).unfold(1, SIZE, STRIDE)
             pixels.append(windows.flatten(0, 1))
             labels.append(torch.full((len(pixels[-1]),), number))
-    return Held(torch.cat(pixels).contiguous(), torch.cat(labels))
+    return InMemoryImages(torch.cat(pixels).contiguous(), torch.cat(labels))

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from fmlightning.data.images.datasets import Block, Pictures
-from fmlightning.data.images.decode import BadPicture
+from fmlightning.data.images.datasets import Block, ImageDataset
+from fmlightning.data.images.decode import BadImage
 from fmlightning.data.order import Order
 from fmlightning.flow.keys import Key
 from fmlightning.flow.shapes import Labels
@@ -32,7 +32,7 @@ class Reader(Protocol):
 class TrainReader:
     """This process's rows of the global batch of a step."""
 
-    pictures: Pictures
+    pictures: ImageDataset
     order: Order
     rows: slice
     skip: bool
@@ -49,7 +49,7 @@ class TrainReader:
 class FixedReader:
     """Blocks of a fixed set, in its own order."""
 
-    pictures: Pictures
+    pictures: ImageDataset
     blocks: tuple[Labels, ...]
     skip: bool
 
@@ -64,12 +64,12 @@ class Steps:
 
     reader: Reader
 
-    def __getitem__(self, number: int) -> Block | BadPicture:
+    def __getitem__(self, number: int) -> Block | BadImage:
         # an exception that is raised in a worker comes back as a traceback inside its own message
         try:
             return self.reader.read(number)
-        except BadPicture as error:
-            return BadPicture(str(error))
+        except BadImage as error:
+            return BadImage(str(error))
 
 
 class ReadAhead:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmlightning.data.images.base import Collection, ImageData
-from fmlightning.data.images.datasets import Held, Pictures
+from fmlightning.data.images.base import ImageData, Splits
+from fmlightning.data.images.datasets import ImageDataset, InMemoryImages
 from fmlightning.data.images.download import absent, data_root, fetch, verify
 
 DIGITS = tuple("0123456789")
@@ -45,7 +45,7 @@ class MNISTData(ImageData):
         **options: Any,
     ) -> None:
         sets = idx_sets("MNIST", data_root(root), download, image_size)
-        super().__init__(Collection(sets, DIGITS), **options)
+        super().__init__(Splits(sets, DIGITS), **options)
 
 
 class FashionMNISTData(ImageData):
@@ -72,7 +72,7 @@ class FashionMNISTData(ImageData):
         from torchvision.datasets import FashionMNIST
 
         sets = idx_sets("FashionMNIST", data_root(root), download, image_size)
-        super().__init__(Collection(sets, tuple(FashionMNIST.classes)), **options)
+        super().__init__(Splits(sets, tuple(FashionMNIST.classes)), **options)
 
 
 class CIFAR10Data(ImageData):
@@ -133,17 +133,17 @@ class SVHNData(ImageData):
         folder = data_root(root) / "svhn"
         train = [svhn(folder, part, download) for part in ("train", *(["extra"] if extra else []))]
         pixels, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
-        sets: dict[str, Pictures] = {
-            "train": Held(pixels, labels),
-            "test": Held(*svhn(folder, "test", download)),
+        sets: dict[str, ImageDataset] = {
+            "train": InMemoryImages(pixels, labels),
+            "test": InMemoryImages(*svhn(folder, "test", download)),
         }
-        super().__init__(Collection(sets, DIGITS), **options)
+        super().__init__(Splits(sets, DIGITS), **options)
 
 
 # -- the published formats --------------------------------------------------------------------------
 
 
-def idx_sets(kind: str, root: Path, download: bool, image_size: int) -> dict[str, Pictures]:
+def idx_sets(kind: str, root: Path, download: bool, image_size: int) -> dict[str, ImageDataset]:
     """Both parts of MNIST or a set in its format."""
     from torchvision import datasets
 
@@ -156,7 +156,7 @@ def idx_sets(kind: str, root: Path, download: bool, image_size: int) -> dict[str
     if missing:
         raise absent(kind, missing, f"Put the files of {sources} there, {ASK}")
     border = (image_size - 28) // 2
-    sets: dict[str, Pictures] = {}
+    sets: dict[str, ImageDataset] = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         pixels = read_idx(folder / f"{prefix}-images-idx3-ubyte", (28, 28))
         labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte", ())
@@ -164,7 +164,7 @@ def idx_sets(kind: str, root: Path, download: bool, image_size: int) -> dict[str
             raise ValueError(
                 f"{folder}: {len(pixels)} images and {len(labels)} labels for {split}; fetch the files again"
             )
-        sets[split] = Held(F.pad(pixels[:, None], [border] * 4), labels.long())
+        sets[split] = InMemoryImages(F.pad(pixels[:, None], [border] * 4), labels.long())
     return sets
 
 
@@ -201,7 +201,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).reshape(sizes)
 
 
-def cifar(kind: str, title: str, root: Path, download: bool) -> Collection:
+def cifar(kind: str, title: str, root: Path, download: bool) -> Splits:
     """Both parts of CIFAR and its classes, read by torchvision once their checksums are verified."""
     from torchvision import datasets
 
@@ -221,11 +221,11 @@ def cifar(kind: str, title: str, root: Path, download: bool) -> Collection:
         raise absent(title, missing, f"Unpack {published.url} in {root}, {ASK}")
     verify(title, files)
     parts = {split: published(root, train=split == "train") for split in ("train", "test")}
-    sets: dict[str, Pictures] = {
-        split: Held(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+    sets: dict[str, ImageDataset] = {
+        split: InMemoryImages(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
         for split, part in parts.items()
     }  # fmt: skip
-    return Collection(sets, tuple(parts["train"].classes))
+    return Splits(sets, tuple(parts["train"].classes))
 
 
 def svhn(folder: Path, part: str, download: bool) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 FETCH = "hf download stabilityai/sd-vae-ft-ema config.json {} --local-dir DIR"
 
 
-class Codec(Protocol):
+class VAE(Protocol):
     """A network that encodes and decodes; frozen."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ class Autoencoder(ABC):
         """
 
     @abstractmethod
-    def codec(self, images: FlowData) -> Codec:
+    def codec(self, images: FlowData) -> VAE:
         """The frozen network, on the CPU."""
 
 
@@ -84,7 +84,7 @@ class SmallAutoencoder(Autoencoder):
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return shrunk(image_shape, 2**self.halvings, self.latent_channels)
 
-    def codec(self, images: FlowData) -> Codec:
+    def codec(self, images: FlowData) -> VAE:
         key = Key(self.seed).fold("autoencoder")
         with seeded(key):
             network = KLAutoencoder(
@@ -148,7 +148,7 @@ class DiffusersAutoencoder(Autoencoder):
         factor = 2 ** (len(settings["block_out_channels"]) - 1)
         return shrunk(image_shape, factor, settings["latent_channels"])
 
-    def codec(self, images: FlowData) -> Codec:
+    def codec(self, images: FlowData) -> VAE:
         self.check_digest()
         try:
             from diffusers import AutoencoderKL

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from fmlightning.data.latents.autoencoders import Autoencoder, Codec, SmallAutoencoder
+from fmlightning.data.latents.autoencoders import VAE, Autoencoder, SmallAutoencoder
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
 from fmlightning.flow.keys import Key
@@ -112,7 +112,7 @@ class LatentData(FlowData):
     # -- the autoencoder ----------------------------------------------------------------------------
 
     @cached_property
-    def codec(self) -> Codec:
+    def codec(self) -> VAE:
         return self.autoencoder.codec(self.images)
 
     @cached_property
@@ -144,7 +144,7 @@ class LatentData(FlowData):
         return cache_folder() / f"latents-{name}-{self.digest[:24]}"
 
     @cached_property
-    def store(self) -> "Store":
+    def store(self) -> "LatentStore":
         """The latents, encoded now or before."""
         folder = self.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ class LatentData(FlowData):
             if not folder.is_dir():
                 print(f"encoding {type(self.images).__name__} into {folder}, once")
                 self.encode(folder)
-        return Store(folder)
+        return LatentStore(folder)
 
     def encode(self, folder: Path) -> None:
         """Encode all images into a folder, whole or not at all."""
@@ -248,7 +248,7 @@ class LatentBlocks:
             yield {**self.data.fixed(self.split, index), "index": index}
 
 
-class Store:
+class LatentStore:
     """A folder of latents.
 
     Args:

@@ -29,7 +29,7 @@ from fmlightning.flow.couplings.coupling import (
     Coupling,
     Matrix,
     Pairs,
-    in_blocks,
+    pair_blockwise,
     require_equal,
     require_size,
     squared_distances,
@@ -77,7 +77,7 @@ class ClasswiseOT(Coupling):
             raise ValueError(
                 "ClasswiseOT pairs within each class, and y holds numbers that are no classes: use C2OT"
             )
-        return in_blocks(self.ot_batch_size, partial(self.of_classes, generator), x0, x1, y)
+        return pair_blockwise(self.ot_batch_size, partial(self.of_classes, generator), x0, x1, y)
 
     def of_classes(
         self, generator: torch.Generator, x0: Points, x1: Points, y: Conditions | None
@@ -126,7 +126,7 @@ class C2OT(Coupling):
     ) -> Pairs:
         y = required(self, y)
         require_equal(x0, x1, y)
-        return in_blocks(self.ot_batch_size, self.solve, x0, x1, y)
+        return pair_blockwise(self.ot_batch_size, self.solve, x0, x1, y)
 
     def solve(self, x0: Points, x1: Points, y: Conditions | None) -> Pairs:
         """The pairs of least cost (1) of one block."""

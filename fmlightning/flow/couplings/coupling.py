@@ -62,7 +62,7 @@ class Independent(Coupling):
         return everything, everything
 
 
-def in_blocks(
+def pair_blockwise(
     size: int | None,
     pairs: Callable[[Points, Points, Conditions | None], Pairs],
     x0: Points,

@@ -25,7 +25,7 @@ from fmlightning.flow.couplings.coupling import (
     Matrix,
     Pairs,
     draw_columns,
-    in_blocks,
+    pair_blockwise,
     refuse_labels,
     require_equal,
     require_size,
@@ -66,7 +66,7 @@ class MinibatchOT(Coupling):
     ) -> Pairs:
         refuse_labels(self, y)
         require_equal(x0, x1, y)
-        return in_blocks(self.ot_batch_size, self.solve, x0, x1)
+        return pair_blockwise(self.ot_batch_size, self.solve, x0, x1)
 
     def solve(self, x0: Points, x1: Points, y: Conditions | None = None) -> Pairs:
         """The pairs (1) of one block."""

@@ -64,7 +64,9 @@ class EDM(Weighting):
             raise ValueError(f"sigma_data={self.sigma_data} must be positive")
 
     def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
-        return data_weight(t, schedule, predicts) * (schedule.snr(t) ** 2 + self.sigma_data**-2)
+        return data_weight(t, schedule, predicts) * (
+            schedule.alpha_over_sigma(t) ** 2 + self.sigma_data**-2
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class MinSNR(Weighting):
             raise ValueError(f"gamma={self.gamma} must be positive")
 
     def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
-        return data_weight(t, schedule, predicts) * (schedule.snr(t) ** 2).clamp(max=self.gamma)
+        return data_weight(t, schedule, predicts) * (schedule.alpha_over_sigma(t) ** 2).clamp(
+            max=self.gamma
+        )
 
 
 def data_weight(t: Times, schedule: Schedule, predicts: Prediction) -> Times:

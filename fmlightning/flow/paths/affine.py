@@ -69,7 +69,7 @@ class AffinePath:
         s = self.schedule
         xt = expand_like(s.alpha(t), x1) * x1 + expand_like(s.sigma(t), x0) * x0
         ut = expand_like(s.d_alpha(t), x1) * x1 + expand_like(s.d_sigma(t), x0) * x0
-        if s.has_gamma and eps is not None:
+        if s.stochastic and eps is not None:
             xt = xt + expand_like(s.gamma(t), eps) * eps
             ut = ut + expand_like(s.d_gamma(t), eps) * eps
         return PathSample(xt, ut, t, x0, x1, eps)
@@ -94,7 +94,7 @@ class AffinePath:
         require_noise(self.schedule, eps, x0)
         time = torch.tensor(t, dtype=x0.dtype, device=x0.device)
         x = self.schedule.sigma(time) * x0
-        if not self.schedule.has_gamma or eps is None:
+        if not self.schedule.stochastic or eps is None:
             return x
         return x + self.schedule.gamma(time) * eps
 
@@ -191,7 +191,7 @@ def require_pair(x0: Tensor, x1: Tensor, t: Tensor) -> None:
 
 
 def require_noise(schedule: Schedule, eps: Tensor | None, x: Tensor) -> None:
-    if not schedule.has_gamma:
+    if not schedule.stochastic:
         return
     if eps is None:
         raise ValueError(f"{schedule} has gamma > 0: pass eps, standard normal noise like x1")

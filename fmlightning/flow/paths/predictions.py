@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.flow.paths.affine import PathSample
-from fmlightning.flow.paths.schedules import MARGIN, Schedule
+from fmlightning.flow.paths.schedules import T_EPS, Schedule
 from fmlightning.flow.shapes import Points, Times, expand_like, require_like, require_times
 
 Prediction = Literal["velocity", "data", "noise", "score"]
@@ -51,15 +51,15 @@ def target(predicts: Prediction, sample: PathSample, schedule: Schedule) -> Poin
         return sample.ut
     if predicts == "data":
         return sample.x1
-    noise = whole_noise(sample, schedule)
+    noise = effective_noise(sample, schedule)
     if predicts == "noise":
         return noise
     return -noise / expand_like(schedule.std(sample.t), noise)
 
 
-def whole_noise(sample: PathSample, schedule: Schedule) -> Points:
+def effective_noise(sample: PathSample, schedule: Schedule) -> Points:
     """(x_t - alpha x1) / std, from its parts: the difference would cancel where std is small."""
-    if not schedule.has_gamma or sample.eps is None:
+    if not schedule.stochastic or sample.eps is None:
         return sample.x0
     std = schedule.std(sample.t)
     p, q = schedule.sigma(sample.t) / std, schedule.gamma(sample.t) / std
@@ -134,7 +134,7 @@ def domain(predicts: Prediction, schedule: Schedule) -> tuple[float, float]:
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     a, b = velocity_coefficients(predicts, schedule, ends)
     exists = (a.isfinite() & b.isfinite()).tolist()
-    return low if exists[0] else max(low, MARGIN), high if exists[1] else min(high, 1 - MARGIN)
+    return low if exists[0] else max(low, T_EPS), high if exists[1] else min(high, 1 - T_EPS)
 
 
 def require_prediction(prediction: Tensor, xt: Tensor, t: Tensor) -> None:
@@ -152,6 +152,6 @@ def require_finite(
         end = "the data end" if where > 0.5 else "the source end"
         raise ValueError(
             f"predicts={predicts!r} gives no {wanted} at t={where:g}: {type(schedule).__name__} is singular at {end}. "
-            f"Stay in [{max(low, MARGIN) if math.isclose(where, low) else low:g}, "
-            f"{min(high, 1 - MARGIN) if math.isclose(where, high) else high:g}], or predict 'velocity'."
+            f"Stay in [{max(low, T_EPS) if math.isclose(where, low) else low:g}, "
+            f"{min(high, 1 - T_EPS) if math.isclose(where, high) else high:g}], or predict 'velocity'."
         )

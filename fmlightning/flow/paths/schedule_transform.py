@@ -41,7 +41,7 @@ class Change(NamedTuple):
     d_s: Tensor
 
 
-class Reparametrised(nn.Module):
+class ScheduleTransformedField(nn.Module):
     """The field of a trained network along another path, equation (2).
 
     Where the ratios of the two paths have different ranges, it exists only for the times that both reach.
@@ -68,7 +68,9 @@ class Reparametrised(nn.Module):
         self.field, self.schedule = field, schedule
         self.interval = common_interval(field, schedule)
         self.regular = regular_interval(field.schedule, schedule, self.interval)
-        self.floor = float(schedule.snr(torch.tensor(self.interval[0], dtype=torch.float64)))
+        self.floor = float(
+            schedule.alpha_over_sigma(torch.tensor(self.interval[0], dtype=torch.float64))
+        )
 
     def forward(self, x: Points, r: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and r, (B,) or ().
@@ -118,7 +120,7 @@ class Reparametrised(nn.Module):
 
 def change(trained: Schedule, sampled: Schedule, r: Times) -> Change:
     """Equations (1) and (3) at times r of the path sampled along."""
-    t = trained.snr_inverse(sampled.snr(r))
+    t = trained.alpha_over_sigma_inverse(sampled.alpha_over_sigma(r))
     alpha, d_alpha, std, d_std = curves(trained, t)
     abar, d_abar, sbar, d_sbar = curves(sampled, r)
     data_end = abar > sbar
@@ -136,8 +138,8 @@ def curves(schedule: Schedule, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 def common_interval(field: NetworkField, schedule: Schedule) -> tuple[float, float]:
     """The times of the new path whose ratio the trained field has."""
-    trained = field.schedule.snr(torch.tensor(field.interval, dtype=torch.float64))
-    low, high = schedule.snr_inverse(trained).tolist()
+    trained = field.schedule.alpha_over_sigma(torch.tensor(field.interval, dtype=torch.float64))
+    low, high = schedule.alpha_over_sigma_inverse(trained).tolist()
     low, high = max(low, schedule.interval[0]), min(high, schedule.interval[1])
     if not low < high:
         raise ValueError(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fmlightning.flow.shapes import Times, require_interval
 
-MARGIN = 1e-3
+T_EPS = 1e-3
 """Distance from a singular end at which training and sampling stop, unless another is asked for."""
 
 
@@ -75,14 +75,14 @@ class Schedule(ABC):
 
     def std(self, t: Times) -> Times:
         """sqrt(V)."""
-        return self.sigma(t) if not self.has_gamma else self.variance(t).sqrt()
+        return self.sigma(t) if not self.stochastic else self.variance(t).sqrt()
 
     def d_std(self, t: Times) -> Times:
         """Derivative of `std`; infinite at the singular end of a path."""
-        return self.d_sigma(t) if not self.has_gamma else self.half_d_variance(t) / self.std(t)
+        return self.d_sigma(t) if not self.stochastic else self.half_d_variance(t) / self.std(t)
 
     @property
-    def has_gamma(self) -> bool:
+    def stochastic(self) -> bool:
         """Whether the path adds noise of its own, gamma > 0."""
         return type(self).gamma is not Schedule.gamma
 
@@ -100,13 +100,13 @@ class Schedule(ABC):
             self.d_gamma(t),
         )
 
-    def snr(self, t: Times) -> Times:
+    def alpha_over_sigma(self, t: Times) -> Times:
         """Signal-to-noise ratio alpha / sqrt(V), not squared; infinite where the noise is gone."""
         return self.alpha(t) / self.std(t)
 
-    def snr_inverse(self, snr: Times) -> Times:
-        """The time at which `snr` reaches a value; a value that no time reaches gives the nearest end."""
-        return bisect(self.snr, snr)
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        """The time at which `alpha_over_sigma` reaches a value; a value that no time reaches gives the nearest end."""
+        return bisect(self.alpha_over_sigma, ratio)
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Linear(Schedule):
     def d_sigma(self, t: Times) -> Times:
         return torch.full_like(t, self.sigma_min - 1)
 
-    def snr_inverse(self, snr: Times) -> Times:
-        return (1 / (1 / snr + 1 - self.sigma_min)).clamp(max=1)
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        return (1 / (1 / ratio + 1 - self.sigma_min)).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,9 @@ class IndependentCFM(Schedule):
     def d_sigma(self, t: Times) -> Times:
         return torch.full_like(t, -1.0)
 
-    def snr_inverse(self, snr: Times) -> Times:
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
         s2 = self.s**2
-        return (1 + s2) / (1 + ((1 + s2) / snr**2 - s2).clamp(min=s2**2).sqrt())
+        return (1 + s2) / (1 + ((1 + s2) / ratio**2 - s2).clamp(min=s2**2).sqrt())
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,12 @@ class SchrodingerBridge(Schedule):
     """
 
     s: float = 1.0
-    margin: float = MARGIN
+    margin: float = T_EPS
 
     def __post_init__(self) -> None:
         if not self.s > 0:
             raise ValueError(f"s={self.s} must be positive; without noise use Linear")
-        check_margin(self.margin)
+        check_t_eps(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:  # type: ignore[override]
@@ -224,9 +224,9 @@ class SchrodingerBridge(Schedule):
     def half_d_variance(self, t: Times) -> Times:
         return t - 1 + self.s**2 * (1 - 2 * t) / 2
 
-    def snr_inverse(self, snr: Times) -> Times:
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
         s2 = self.s**2
-        return 2 / (2 - s2 + (s2**2 + 4 / snr**2).sqrt())
+        return 2 / (2 - s2 + (s2**2 + 4 / ratio**2).sqrt())
 
 
 @dataclass(frozen=True)
@@ -246,14 +246,14 @@ class VariancePreserving(Schedule):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    margin: float = MARGIN
+    margin: float = T_EPS
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta_min < self.beta_max:
             raise ValueError(
                 f"beta_min={self.beta_min} and beta_max={self.beta_max} must satisfy 0 <= beta_min < beta_max"
             )
-        check_margin(self.margin)
+        check_t_eps(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:  # type: ignore[override]
@@ -279,9 +279,9 @@ class VariancePreserving(Schedule):
     def half_d_variance(self, t: Times) -> Times:
         return -self.alpha(t) * self.d_alpha(t)
 
-    def snr_inverse(self, snr: Times) -> Times:
-        # T(1 - t) = log(1 + snr^-2), a quadratic equation in 1 - t
-        slope, rate = self.beta_max - self.beta_min, torch.log1p(snr**-2)
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        # T(1 - t) = log(1 + ratio^-2), a quadratic equation in 1 - t
+        slope, rate = self.beta_max - self.beta_min, torch.log1p(ratio**-2)
         root = (self.beta_min**2 + 2 * slope * rate).sqrt()
         return (1 - (root - self.beta_min) / slope).clamp(min=0)
 
@@ -305,14 +305,14 @@ class VarianceExploding(Schedule):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    margin: float = MARGIN
+    margin: float = T_EPS
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must satisfy 0 < sigma_min < sigma_max"
             )
-        check_margin(self.margin)
+        check_t_eps(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:  # type: ignore[override]
@@ -337,8 +337,8 @@ class VarianceExploding(Schedule):
     def half_d_variance(self, t: Times) -> Times:
         return -self.log_ratio * self.sigma_min**2 * torch.exp(2 * (1 - t) * self.log_ratio)
 
-    def snr_inverse(self, snr: Times) -> Times:
-        return (1 - torch.log1p((snr * self.sigma_min) ** -2) / (2 * self.log_ratio)).clamp(min=0)
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        return (1 - torch.log1p((ratio * self.sigma_min) ** -2) / (2 * self.log_ratio)).clamp(min=0)
 
     def input_scale(self, t: Times) -> Times | None:
         return 1 / torch.sqrt(1 + self.sigma(t) ** 2)
@@ -364,8 +364,8 @@ class Trigonometric(Schedule):
     def d_sigma(self, t: Times) -> Times:
         return -math.pi / 2 * self.alpha(t)
 
-    def snr_inverse(self, snr: Times) -> Times:
-        return 2 / math.pi * torch.atan(snr)
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        return 2 / math.pi * torch.atan(ratio)
 
 
 @dataclass(frozen=True)
@@ -396,8 +396,8 @@ class Polynomial(Schedule):
     def d_sigma(self, t: Times) -> Times:
         return -self.n * t ** (self.n - 1)
 
-    def snr_inverse(self, snr: Times) -> Times:
-        return (1 / (1 / snr + 1)) ** (1 / self.n)
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        return (1 / (1 / ratio + 1)) ** (1 / self.n)
 
 
 @dataclass(frozen=True)
@@ -410,10 +410,10 @@ class LinearVP(Schedule):
         margin: distance kept from t = 1, where E|u_t|^2 diverges.
     """
 
-    margin: float = MARGIN
+    margin: float = T_EPS
 
     def __post_init__(self) -> None:
-        check_margin(self.margin)
+        check_t_eps(self.margin)
 
     @property
     def interval(self) -> tuple[float, float]:  # type: ignore[override]
@@ -434,8 +434,8 @@ class LinearVP(Schedule):
     def half_d_variance(self, t: Times) -> Times:
         return -t
 
-    def snr_inverse(self, snr: Times) -> Times:
-        return (1 + snr**-2) ** -0.5
+    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
+        return (1 + ratio**-2) ** -0.5
 
 
 Curve = Callable[[Tensor], Tensor]
@@ -528,6 +528,6 @@ def bisect(curve: Curve, value: Tensor) -> Tensor:
     return torch.where(beyond, 0.0, (low + high) / 2).to(value.dtype)
 
 
-def check_margin(margin: float) -> None:
+def check_t_eps(margin: float) -> None:
     if not 0 < margin < 0.5:
         raise ValueError(f"margin={margin} must lie in (0, 0.5): the path is singular at its end")

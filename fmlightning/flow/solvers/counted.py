@@ -6,7 +6,7 @@ from torch import Tensor
 from fmlightning.flow.shapes import Field, require_like
 
 
-class Counted:
+class NFECounter:
     """A field that counts its calls and remembers the last."""
 
     def __init__(self, field: Field) -> None:
@@ -21,10 +21,10 @@ class Counted:
         return v
 
 
-class Door:
+class TorchdiffeqField:
     """A field in torchdiffeq's order of arguments, watched step by step."""
 
-    def __init__(self, field: Counted, low: float, high: float) -> None:
+    def __init__(self, field: NFECounter, low: float, high: float) -> None:
         self.field, self.low, self.high = field, low, high
         self.steps: list[tuple[Tensor, Tensor]] = []
 

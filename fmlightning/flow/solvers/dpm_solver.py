@@ -35,7 +35,7 @@ from fmlightning.flow.shapes import Field
 from fmlightning.flow.solvers.runge_kutta import Step
 
 
-class Place(NamedTuple):
+class GridPoint(NamedTuple):
     """What a step needs to know of a time: the curves, and D = p v + q x."""
 
     alpha: float
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Exponential:
+class DPMSolver2M:
     """Equations (2) and (3).
 
     Args:
@@ -82,7 +82,7 @@ class Exponential:
 
         return step
 
-    def weight(self, start: Place, end: Place, log_snr_before: float) -> float:
+    def weight(self, start: GridPoint, end: GridPoint, log_snr_before: float) -> float:
         """h / (2 h_before); zero where one of them is infinite."""
         h, h_before = end.log_snr - start.log_snr, start.log_snr - log_snr_before
         return h / (2 * h_before) if math.isfinite(h) and math.isfinite(h_before) else 0.0
@@ -92,7 +92,7 @@ class Exponential:
         return num_steps
 
 
-def places_on(schedule: Schedule, grid: Sequence[float]) -> list[Place]:
+def places_on(schedule: Schedule, grid: Sequence[float]) -> list[GridPoint]:
     """The places of all times of a grid, in float64."""
     t = torch.tensor(grid, dtype=torch.float64)
     alpha, sigma, d_alpha, d_sigma = (
@@ -108,7 +108,7 @@ def places_on(schedule: Schedule, grid: Sequence[float]) -> list[Place]:
         )
     d = d_alpha * sigma - alpha * d_sigma
     columns = (alpha, sigma, log_snr, sigma / d, -d_sigma / d)
-    return [Place(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+    return [GridPoint(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def require_rise(schedule: Schedule, grid: Sequence[float], log_snr: Tensor) -> None:

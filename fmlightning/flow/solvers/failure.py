@@ -19,7 +19,7 @@ MOST = 32
 """Failures in one batch after which the rest is not tried: then it is the field or the solver that is wrong."""
 
 
-def rescue(
+def retry_subsets(
     attempt: Callable[[Mask], Solution], whole: Mask, error: SolverError
 ) -> tuple[Solution, Tensor, Tensor, int, Mask]:
     """Integrate what can be of a batch that failed.
@@ -81,7 +81,7 @@ def split(rows: Mask, suspects: Mask | None) -> tuple[Mask, Mask]:
     return first, rows & ~first
 
 
-def suspicious(x: Points, v: Points, rows: Mask) -> Mask:
+def suspect_samples(x: Points, v: Points, rows: Mask) -> Mask:
     """The samples whose state or velocity is not finite, or else the fastest."""
     finite = x.flatten(1).isfinite().all(1) & v.flatten(1).isfinite().all(1)
     if bool((rows & ~finite).any()):

@@ -47,15 +47,15 @@ class LogSNRGrid(TimeGrid):
             )
         low, high = min(t0, t1), max(t0, t1)
         ends = torch.tensor([low, high], dtype=torch.float64)
-        infinite = schedule.snr(ends).log().isinf()
+        infinite = schedule.alpha_over_sigma(ends).log().isinf()
         away = (
             torch.tensor([1.0, -1.0], dtype=torch.float64)
             * self.end_step
             * (high - low)
             / num_steps
         )
-        first, last = schedule.snr(ends + away * infinite).log().tolist()
-        inside = schedule.snr_inverse(
+        first, last = schedule.alpha_over_sigma(ends + away * infinite).log().tolist()
+        inside = schedule.alpha_over_sigma_inverse(
             equal_steps(first, last, num_steps + 1 - int(infinite.sum())).exp()
         )
         grid = torch.cat((ends[:1][infinite[:1]], inside, ends[1:][infinite[1:]]))

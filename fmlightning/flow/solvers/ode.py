@@ -22,10 +22,16 @@ from torchdiffeq import odeint
 from fmlightning.flow.models import TrainedField
 from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import Field, Points, require_time
-from fmlightning.flow.solvers.counted import Counted as Counted
-from fmlightning.flow.solvers.counted import Door
-from fmlightning.flow.solvers.dpm_solver import Exponential
-from fmlightning.flow.solvers.failure import only, rescue, root_mean_square, sizes, suspicious
+from fmlightning.flow.solvers.counted import NFECounter as NFECounter
+from fmlightning.flow.solvers.counted import TorchdiffeqField
+from fmlightning.flow.solvers.dpm_solver import DPMSolver2M
+from fmlightning.flow.solvers.failure import (
+    only,
+    retry_subsets,
+    root_mean_square,
+    sizes,
+    suspect_samples,
+)
 from fmlightning.flow.solvers.log_snr_grid import LogSNRGrid as LogSNRGrid
 from fmlightning.flow.solvers.runge_kutta import METHODS, Step, walk
 from fmlightning.flow.solvers.solution import Mask
@@ -112,9 +118,9 @@ class ODESolver:
         return method.evaluations(self.num_steps) if method else None
 
     @property
-    def exponential(self) -> Exponential | None:
+    def exponential(self) -> DPMSolver2M | None:
         """The method that asks for the path of the field, where this is it."""
-        return Exponential(self.lower_order_final) if self.method == "dpmpp_2m" else None
+        return DPMSolver2M(self.lower_order_final) if self.method == "dpmpp_2m" else None
 
     def refined(self) -> "ODESolver":
         """The solver that checks this one: a tenth of the tolerances, or twice the steps."""
@@ -175,7 +181,7 @@ class ODESolver:
             return self.drive(only(field, x, rows), x, t0, t1, times, rows)
 
         whole = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        part, end, states, nfe, failed = rescue(attempt, whole, error)
+        part, end, states, nfe, failed = retry_subsets(attempt, whole, error)
         warn_of(self.method, failed)
         return Solution(end, nfe, part.times, states)
 
@@ -189,15 +195,15 @@ class ODESolver:
         schedule: Schedule | None,
     ) -> Solution:
         """By steps of our own."""
-        counted = Counted(field)
-        counted_inner = counted if inner is None else Counted(inner)
+        counted = NFECounter(field)
+        counted_inner = counted if inner is None else NFECounter(inner)
         walked = walk(self.stepper(counted, counted_inner, grid, schedule), x, grid, times.tolist())
         nfe = counted.nfe + (0 if inner is None else counted_inner.nfe)
         end = self.checked(walked.x, walked.lost_at, nfe)
         return Solution(end, nfe, times.to(x.device), walked.states)
 
     def stepper(
-        self, field: Counted, inner: Counted, grid: list[float], schedule: Schedule | None
+        self, field: NFECounter, inner: NFECounter, grid: list[float], schedule: Schedule | None
     ) -> Step:
         if self.exponential is None:
             return METHODS[self.method].stepper(field, inner)
@@ -218,8 +224,8 @@ class ODESolver:
         rows: Mask | None = None,
     ) -> Solution:
         """By torchdiffeq; an adaptive method can be made to look at the error of some samples only."""
-        counted = Counted(field)
-        door = Door(counted, min(t0, t1), max(t0, t1))
+        counted = NFECounter(field)
+        door = TorchdiffeqField(counted, min(t0, t1), max(t0, t1))
         stops = torch.cat((torch.tensor([t0, t1], dtype=torch.float64), times)).unique()
         stops = (stops if t0 < t1 else stops.flip(0)).to(x.device)
         try:
@@ -234,7 +240,7 @@ class ODESolver:
             )
         except AssertionError as error:
             whole = torch.ones(len(x), dtype=torch.bool, device=x.device)
-            found = suspicious(counted.x, counted.v, whole if rows is None else rows)
+            found = suspect_samples(counted.x, counted.v, whole if rows is None else rows)
             raise SolverError(
                 f"{self.method} stopped at t={float(counted.t):.6g} after {counted.nfe} evaluations: "
                 f"{str(error).split(': tensor')[0]}. It seems to be {named(found, counted)}; "
@@ -314,7 +320,7 @@ def numbers(rows: Mask, most: int = 5) -> list[int]:
     return rows.nonzero().flatten()[:most].tolist()
 
 
-def named(rows: Mask, last: Counted) -> str:
+def named(rows: Mask, last: NFECounter) -> str:
     """The chosen samples, with the state and the velocity of the first where the solver gave up."""
     first = numbers(rows, 1)[0]
     x, v = (float(sizes(y)[first]) for y in (last.x, last.v))

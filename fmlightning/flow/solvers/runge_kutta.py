@@ -140,7 +140,7 @@ METHODS: dict[str, RungeKutta | AdamsBashforth] = {
 
 
 @dataclass(frozen=True)
-class Walk:
+class FixedSolution:
     """Where a walk came to, what was saved on the way, and when the state was seen not to be finite, if ever."""
 
     x: Tensor
@@ -148,7 +148,7 @@ class Walk:
     lost_at: float | None
 
 
-def walk(step: Step, x: Points, grid: Sequence[float], times: Sequence[float]) -> Walk:
+def walk(step: Step, x: Points, grid: Sequence[float], times: Sequence[float]) -> FixedSolution:
     """Take a step between each two neighbours of a grid.
 
     Args:
@@ -168,7 +168,7 @@ def walk(step: Step, x: Points, grid: Sequence[float], times: Sequence[float]) -
             # 0, or NaN: the sum of large numbers may be infinite itself
             sums.append(x.detach().mul(0).sum())
     saved = torch.stack(states) if states else x.new_empty(0, *x.shape)
-    return Walk(x, saved, lost_at(x, sums, grid[1::LOOK_EVERY], grid[-1]))
+    return FixedSolution(x, saved, lost_at(x, sums, grid[1::LOOK_EVERY], grid[-1]))
 
 
 def lost_at(x: Tensor, sums: Sequence[Tensor], times: Sequence[float], end: float) -> float | None:

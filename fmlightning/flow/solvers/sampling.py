@@ -27,7 +27,7 @@ def path_noise(
     schedule: Schedule, seed: int, index: Tensor, event_shape: Sequence[int]
 ) -> Tensor | None:
     """The noise that a path with gamma > 0 starts with, (B, *S); None for the others."""
-    if not schedule.has_gamma:
+    if not schedule.stochastic:
         return None
     return Key(seed).fold("sampling", "eps").rows(index).normal(event_shape)
 

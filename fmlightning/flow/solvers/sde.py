@@ -29,10 +29,10 @@ from torch import Tensor
 from fmlightning.flow.keys import Rows
 from fmlightning.flow.models import at, noise_to_score, require_score
 from fmlightning.flow.paths.predictions import to_endpoints
-from fmlightning.flow.paths.schedules import MARGIN, Schedule
+from fmlightning.flow.paths.schedules import T_EPS, Schedule
 from fmlightning.flow.shapes import Field, Points, Times, require_interval
 from fmlightning.flow.solvers.ode import (
-    Counted,
+    NFECounter,
     Solution,
     require_ends,
     require_finite,
@@ -60,13 +60,13 @@ class Diffusion(ABC):
         if not 0 <= value < math.inf:
             raise ValueError(
                 f"{self} has g^2 = {value:g} at t={t:g}, as at the singular end of a path. Name an interval without "
-                f"that time, for example ({MARGIN:g}, {1 - MARGIN:g}), or use Vanishing()."
+                f"that time, for example ({T_EPS:g}, {1 - T_EPS:g}), or use LinearDiffusion()."
             )
         return value
 
 
 @dataclass(frozen=True)
-class Vanishing(Diffusion):
+class LinearDiffusion(Diffusion):
     """g^2 = 2 scale (1 - t).
 
     Args:
@@ -83,12 +83,12 @@ class Vanishing(Diffusion):
 
 
 @dataclass(frozen=True)
-class NoiseLevel(Diffusion):
+class SigmaDiffusion(Diffusion):
     """g^2 = 2 scale std(t), proportional to the noise that is left on the path.
 
     Args:
         schedule: the curves of the path.
-        scale: 1 gives `Vanishing` on the linear path; 0 gives the ODE.
+        scale: 1 gives `LinearDiffusion` on the linear path; 0 gives the ODE.
     """
 
     schedule: Schedule
@@ -119,7 +119,7 @@ class Constant(Diffusion):
         if not self.interval[1] < 1:
             raise ValueError(
                 f"a constant g on {self.interval} is biased however many steps are taken: g^2 has to vanish like "
-                "1 - t at the data end. End the interval before t = 1, for example (0, 0.95), or use Vanishing()."
+                "1 - t at the data end. End the interval before t = 1, for example (0, 0.95), or use LinearDiffusion()."
             )
 
     def squared(self, t: Times) -> Times:
@@ -177,7 +177,7 @@ class Ito:
 
 
 @dataclass(frozen=True)
-class SameMarginals:
+class MarginalPreservingSDE:
     """The SDE with the marginals of a flow, equation (2).
 
     Args:
@@ -193,7 +193,7 @@ class SameMarginals:
     schedule: Schedule
     source: Source
     independent: bool
-    diffusion: Diffusion = field(default_factory=Vanishing)
+    diffusion: Diffusion = field(default_factory=LinearDiffusion)
 
     def __post_init__(self) -> None:
         require_score(self.source, self.independent)
@@ -252,7 +252,7 @@ class SDESolver:
     ) -> Solution:
         """Carry x from t0 to t1.
 
-            SDESolver().solve(SameMarginals(path, Gaussian(), independent=True), velocity, x, key.rows(index))
+            SDESolver().solve(MarginalPreservingSDE(path, Gaussian(), independent=True), velocity, x, key.rows(index))
 
         Args:
             sde: what to solve.
@@ -272,7 +272,7 @@ class SDESolver:
             raise ValueError(f"an SDE runs forwards, but t0={t0:g} is not before t1={t1:g}")
         if len(rows.index) != len(x):
             raise ValueError(f"{len(rows.index)} rows of noise do not match {len(x)} samples")
-        times, counted = saved_times(save_at, t0, t1), Counted(field)
+        times, counted = saved_times(save_at, t0, t1), NFECounter(field)
         step = (euler_maruyama if self.method == "euler_maruyama" else stochastic_heun)(
             sde, counted, rows, t1
         )
@@ -288,7 +288,7 @@ def euler_maruyama(sde: SDE, field: Field, rows: Rows, end: float) -> Step:
     def step(x: Tensor, t0: float, t1: float) -> Tensor:
         h, (g2, _) = t1 - t0, sde.noise(t0, t1, t1 == end)
         f = sde.drift(field, x, at(t0, x), g2)
-        return x + h * f + kick(x, rows, next(index), g2 * h)
+        return x + h * f + brownian_increment(x, rows, next(index), g2 * h)
 
     return step
 
@@ -299,7 +299,7 @@ def stochastic_heun(sde: SDE, field: Field, rows: Rows, end: float) -> Step:
 
     def step(x: Tensor, t0: float, t1: float) -> Tensor:
         h, (start, stop) = t1 - t0, sde.noise(t0, t1, t1 == end)
-        dw = kick(x, rows, next(index), (start + stop) / 2 * h)
+        dw = brownian_increment(x, rows, next(index), (start + stop) / 2 * h)
         f = sde.drift(field, x, at(t0, x), start)
         f_hat = sde.drift(field, x + h * f + dw, at(t1, x), stop)
         return x + (h / 2) * (f + f_hat) + dw
@@ -307,7 +307,7 @@ def stochastic_heun(sde: SDE, field: Field, rows: Rows, end: float) -> Step:
     return step
 
 
-def kick(x: Points, rows: Rows, stream: int, variance: float) -> Points:
+def brownian_increment(x: Points, rows: Rows, stream: int, variance: float) -> Points:
     """Normal noise of a variance, for one step."""
     if variance == 0:
         return torch.zeros_like(x)

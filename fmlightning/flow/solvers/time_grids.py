@@ -102,7 +102,7 @@ class EDMGrid(TimeGrid):
 
 
 @dataclass(frozen=True)
-class ListedGrid(TimeGrid):
+class CustomGrid(TimeGrid):
     """A grid of one's own, met exactly with `num_steps` = len(times) - 1 and interpolated linearly otherwise.
 
     Args:

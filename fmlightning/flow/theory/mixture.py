@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from fmlightning.flow.objectives.cfm import mean_square
 from fmlightning.flow.paths.predictions import Prediction, check
-from fmlightning.flow.paths.schedules import MARGIN, Schedule
+from fmlightning.flow.paths.schedules import T_EPS, Schedule
 from fmlightning.flow.shapes import (
     Field,
     Labels,
@@ -171,7 +171,7 @@ class GaussianMixture(Source):
         return MixturePath(self, schedule)
 
 
-class Seen(NamedTuple):
+class ComponentTerms(NamedTuple):
     """The mixture at time t, seen from points x: what equations (2) to (7) are made of."""
 
     log_joint: Tensor
@@ -224,7 +224,7 @@ class MixturePath:
         low, high = self.schedule.interval
         one = torch.ones((), dtype=torch.float64)
         blurred = bool(self.schedule.variance(one) > 0) or bool((self.mixture.stds > 0).all())
-        return low, high if blurred else min(high, 1 - MARGIN)
+        return low, high if blurred else min(high, 1 - T_EPS)
 
     def law(self, t: float) -> GaussianMixture:
         """The law of x_t: the true start at t = 0, the blurred target at t = 1."""
@@ -268,7 +268,7 @@ class MixturePath:
     def noise(self, x: Points, t: Times) -> Points:
         """E[(x_t - alpha x1) / std | x_t = x], (6): the expected source point where gamma = 0."""
 
-        def values(seen: Seen, t: Times) -> Tensor:
+        def values(seen: ComponentTerms, t: Times) -> Tensor:
             return -column(self.schedule.std(t)) * mean(seen.r, seen.b())
 
         return self.per_point(x, t, values).reshape(x.shape)
@@ -286,7 +286,7 @@ class MixturePath:
     def divergence(self, x: Points, t: Times) -> PerSample:
         """div u_t(x), (5)."""
 
-        def values(seen: Seen, t: Times) -> Tensor:
+        def values(seen: ComponentTerms, t: Times) -> Tensor:
             r, a, b = seen.r, self.a(seen, t), seen.b()
             stretch = seen.difference.shape[1] * self.slope(seen, t)
             shear = (deviation(r, a) * deviation(r, b)).sum(1)
@@ -302,7 +302,7 @@ class MixturePath:
         """
         check(predicts)
 
-        def values(seen: Seen, t: Times) -> Tensor:
+        def values(seen: ComponentTerms, t: Times) -> Tensor:
             velocity, r = predicts == "velocity", seen.r
             left = self.left_velocity(seen, t) if velocity else self.left_data(seen, t)
             means = self.a(seen, t) if velocity else seen.x1()
@@ -324,25 +324,25 @@ class MixturePath:
         require_like("the prediction", found, "x", x)
         return mean_square(found - self.prediction(predicts, x, t))
 
-    def slope(self, seen: Seen, t: Times) -> Tensor:
+    def slope(self, seen: ComponentTerms, t: Times) -> Tensor:
         """B_k / V_k, (B, K)."""
         s = self.schedule
         d_alpha, half_d_variance = column(s.d_alpha(t)), column(s.half_d_variance(t))
         return (seen.alpha * d_alpha * seen.s2 + half_d_variance) / seen.variance
 
-    def a(self, seen: Seen, t: Times) -> Tensor:
+    def a(self, seen: ComponentTerms, t: Times) -> Tensor:
         """The velocity of each component, (B, D, K)."""
         d_alpha = column(self.schedule.d_alpha(t))[:, None]
         return d_alpha * seen.means + self.slope(seen, t)[:, None] * seen.difference
 
-    def left_velocity(self, seen: Seen, t: Times) -> Tensor:
+    def left_velocity(self, seen: ComponentTerms, t: Times) -> Tensor:
         """c_k of (7)."""
         alpha, sigma, gamma, d_alpha, d_sigma, d_gamma = map(column, self.schedule(t))
         turns = (d_alpha * sigma - alpha * d_sigma) ** 2 + (d_alpha * gamma - alpha * d_gamma) ** 2
         noise = (sigma * d_gamma - d_sigma * gamma) ** 2
         return (seen.s2 * turns + noise) / seen.variance
 
-    def left_data(self, seen: Seen, t: Times) -> Tensor:
+    def left_data(self, seen: ComponentTerms, t: Times) -> Tensor:
         """The variance of x1 given x and k, per dimension."""
         return seen.s2 * column(self.schedule.variance(t)) / seen.variance
 
@@ -354,7 +354,7 @@ class MixturePath:
         return self.schedule.alpha(t) / self.schedule.std(t) ** power
 
     def per_point(
-        self, x: Points, t: Times, values: Callable[[Seen, Tensor], Tensor]
+        self, x: Points, t: Times, values: Callable[[ComponentTerms, Tensor], Tensor]
     ) -> Float[Tensor, "B ..."]:
         """A function of what is seen from each point, in chunks that fit the cache."""
         law, t = self.mixture.to(x), t.to(x)
@@ -367,7 +367,7 @@ class MixturePath:
         chunks = zip(x.split(rows), times, strict=True)
         return torch.cat([values(self.see(x, t, law), t) for x, t in chunks])
 
-    def see(self, x: Points, t: Times, law: GaussianMixture) -> Seen:
+    def see(self, x: Points, t: Times, law: GaussianMixture) -> ComponentTerms:
         alpha = column(self.schedule.alpha(t))
         means, s2 = law.columns(), law.stds.square()
         variance = alpha**2 * s2 + column(self.schedule.variance(t))
@@ -379,7 +379,7 @@ class MixturePath:
         difference = x.flatten(1)[:, :, None] - alpha[:, None] * means
         joint = log_joint(law.weights, difference, variance)
         require_reach(joint, x)
-        return Seen(joint, difference, means, s2, alpha, variance)
+        return ComponentTerms(joint, difference, means, s2, alpha, variance)
 
 
 class OracleNetwork(nn.Module):

@@ -8,7 +8,7 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.theory.mixture import GaussianMixture
 
 
-class ScatteredGaussians(GaussianMixture):
+class RandomGaussianMixture(GaussianMixture):
     """Equal Gaussians whose centres are drawn from N(0, spread^2 I).
 
     Args:

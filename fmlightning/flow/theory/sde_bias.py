@@ -16,8 +16,8 @@ from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.sde import (
     Constant,
     Diffusion,
+    MarginalPreservingSDE,
     PathDiffusion,
-    SameMarginals,
     SDESolver,
 )
 from fmlightning.flow.sources import Gaussian
@@ -44,6 +44,6 @@ def variance_bias(diffusion: Diffusion, num_steps: int) -> float:
     x = torch.zeros(num_steps + 1, 1, dtype=F64)
     x[-1] = 1.0  # the last row has no noise: how far x0 itself is carried
     noise = Impulses(torch.zeros(2, dtype=torch.long), torch.arange(num_steps + 1))
-    sde = SameMarginals(Linear(), Gaussian(), True, diffusion)
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), True, diffusion)
     end = SDESolver("euler_maruyama", num_steps).solve(sde, path.velocity, x, noise).x
     return float(end.square().sum()) / WIDTH**2 - 1

@@ -241,7 +241,7 @@ def gradient(schedule: Schedule) -> Row:
 def conditional_loss(network: nn.Module, schedule: Schedule, num_nodes: int = 33) -> Tensor:
     """L_CFM on the line: over time, component, and the normal numbers behind x1, x0 and eps."""
     times, time_weights = legendre(LINE.along(schedule).interval)
-    axes = 3 if schedule.has_gamma else 2
+    axes = 3 if schedule.stochastic else 2
     nodes = torch.linspace(-8, 8, num_nodes, dtype=F64)
     normal = torch.cartesian_prod(*[nodes] * axes)
     density = torch.exp(-normal.square().sum(1) / 2)

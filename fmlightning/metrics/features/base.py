@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from fmlightning.flow.pixels import quantise
 from fmlightning.flow.shapes import Labels, Points
 from fmlightning.metrics.features.classifier import classifier_of
-from fmlightning.metrics.features.collectors import Features, Kept
+from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import (
     VARIABLE,
     WEIGHTS,
@@ -24,13 +24,13 @@ from fmlightning.metrics.features.networks import (
     verified,
 )
 from fmlightning.metrics.metric import Judge
-from fmlightning.metrics.reference import Real, RealSamples, rank_and_size, spread
+from fmlightning.metrics.reference import ReferenceData, ReferenceSamples, rank_and_size, spread
 from fmlightning.runs.cache import Tensors, cached
 
 Choice = Literal["auto", "inception", "spatial", "digits"]
 
 
-class FeatureJudge(Judge):
+class FeatureMetric(Judge):
     """Scores of images by features.
 
     Args:
@@ -92,9 +92,9 @@ class FeatureJudge(Judge):
         labels: tuple[Labels, Labels] | None,
         levels: int | None,
     ) -> None:
-        self.meet(RealSamples(reference, held_out, labels, levels))
+        self.meet(ReferenceSamples(reference, held_out, labels, levels))
 
-    def meet(self, real: Real) -> None:
+    def meet(self, real: ReferenceData) -> None:
         """Take the real images, in blocks; of the reference, what an earlier run has kept."""
         outline = real.outline("test")
         self.check(outline["x1"], outline.get("y"), real.levels)
@@ -114,7 +114,7 @@ class FeatureJudge(Judge):
         self.learn(real)
 
     @abstractmethod
-    def learn(self, real: Real) -> None:
+    def learn(self, real: ReferenceData) -> None:
         """Take from the real images what `compute` needs."""
 
     def layers(self, x: Points) -> Layers:
@@ -123,7 +123,7 @@ class FeatureJudge(Judge):
         return self.network.layers(quantise(x, self.levels), self.levels)
 
     def stream(
-        self, real: Real, split: str, count: int
+        self, real: ReferenceData, split: str, count: int
     ) -> Iterator[tuple[Layers, Labels, Labels | None]]:
         """This process's share of `count` images spread over a split, their numbers and classes."""
         chosen = spread(size_of(real, split), count)
@@ -140,21 +140,21 @@ class FeatureJudge(Judge):
                     None if y is None else y[rows].to(self.device),
                 )
 
-    def features_of(self, real: Real, split: str, count: int) -> Features:
+    def features_of(self, real: ReferenceData, split: str, count: int) -> Features:
         """The features of `count` images spread over a split, on every process."""
-        kept = Kept().to(self.device)
+        kept = FeatureBuffer().to(self.device)
         kept.update(*self.nothing())
         for layers, index, _ in self.stream(real, split, count):
             kept.update(layers[self.layer], index)
         return kept.compute()
 
-    def reference_features(self, real: Real, count: int) -> Features:
+    def reference_features(self, real: ReferenceData, count: int) -> Features:
         """Those of the reference; `count` of them or all."""
         count = min(count, size_of(real, "reference"))
         make = lambda: {"features": self.features_of(real, "reference", count)}  # noqa: E731
         return self.cached(real, f"features-{count}", make)["features"]
 
-    def cached(self, real: Real, what: str, make: Callable[[], Tensors]) -> Tensors:
+    def cached(self, real: ReferenceData, what: str, make: Callable[[], Tensors]) -> Tensors:
         """Something made of the reference, kept for the runs to come."""
         assert self.network is not None
         name = None
@@ -203,5 +203,5 @@ def chosen_weights(features: Choice, weights: str | None, sha256: str | None) ->
     return None if path is None else verified(path, sha256)
 
 
-def size_of(real: Real, split: str) -> int:
+def size_of(real: ReferenceData, split: str) -> int:
     return len(real.outline(split)["x1"])

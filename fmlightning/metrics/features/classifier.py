@@ -14,7 +14,7 @@ from fmlightning.flow.determinism import one_thread, seeded
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import quantise
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers, Pixels
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 from fmlightning.runs.cache import cached
 
 
@@ -63,7 +63,7 @@ class Classifier(FeatureNetwork):
         return {"features": features, "logits": self.head(features)}
 
 
-def classifier_of(real: Real, device: torch.device) -> Classifier:
+def classifier_of(real: ReferenceData, device: torch.device) -> Classifier:
     """The classifier of a data set's reference, trained now or before."""
     shape, levels = real.outline("reference")["x1"].shape[1:], real.levels
     assert levels is not None

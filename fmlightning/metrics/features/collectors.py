@@ -53,7 +53,7 @@ class Moments(Metric):
         )
 
 
-class Kept(Metric):
+class FeatureBuffer(Metric):
     """The features themselves, in the order of their numbers."""
 
     full_state_update = False

@@ -20,19 +20,19 @@ from torchmetrics import MeanMetric
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.shapes import Labels
-from fmlightning.metrics.features.base import Choice, FeatureJudge, size_of
+from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
 from fmlightning.metrics.features.classifier import Classifier
-from fmlightning.metrics.features.collectors import Features, Kept, Moments
+from fmlightning.metrics.features.collectors import FeatureBuffer, Features, Moments
 from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 
 NAMES = {"inception": "fid", "spatial": "sfid"}
 SIZES = 15
 COVERED = 0.95
 
 
-class Frechet(FeatureJudge):
+class Frechet(FeatureMetric):
     """The Frechet distance to the training images, beside that of held-out real ones.
 
     Args:
@@ -75,7 +75,7 @@ class Frechet(FeatureJudge):
     def classifier(self) -> Classifier | None:
         return self.network if isinstance(self.network, Classifier) else None
 
-    def learn(self, real: Real) -> None:
+    def learn(self, real: ReferenceData) -> None:
         width, n = self.widths[self.layer], self.num_samples
         if n <= width:
             warnings.warn(
@@ -94,10 +94,10 @@ class Frechet(FeatureJudge):
             self.real[f"accuracy@{held_out}_real"] = self.real_accuracy(real, held_out)
         self.generated = self.collector(n, keep=self.extrapolate or self.bootstrap > 0)
 
-    def collector(self, count: int, keep: bool = False) -> Moments | Kept:
+    def collector(self, count: int, keep: bool = False) -> Moments | FeatureBuffer:
         """The features themselves where they are fewer than their moments would be, or where they are asked for."""
         if keep or count <= self.widths[self.layer]:
-            found: Moments | Kept = Kept()
+            found: Moments | FeatureBuffer = FeatureBuffer()
         else:
             found = Moments(self.center())
         found.to(self.device).update(*self.nothing())
@@ -108,13 +108,13 @@ class Frechet(FeatureJudge):
         reference = getattr(self, "reference", None)
         return torch.zeros(self.widths[self.layer]) if reference is None else reference.mean
 
-    def gaussian(self, real: Real, split: str, count: int) -> Gaussian:
+    def gaussian(self, real: ReferenceData, split: str, count: int) -> Gaussian:
         collector = self.collector(count)
         for layers, index, _ in self.stream(real, split, count):
             collector.update(layers[self.layer], index)
         return as_gaussian(collector.compute())
 
-    def real_accuracy(self, real: Real, count: int) -> float:
+    def real_accuracy(self, real: ReferenceData, count: int) -> float:
         hits = MeanMetric().to(self.device)
         hits.update(*self.nothing()[1:], weight=0)
         for layers, _, y in self.stream(real, "test", count):

@@ -15,12 +15,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fmlightning.flow.shapes import Labels
-from fmlightning.metrics.features.base import FeatureJudge, size_of
+from fmlightning.metrics.features.base import FeatureMetric, size_of
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 
 
-class InceptionScore(FeatureJudge):
+class InceptionScore(FeatureMetric):
     """`inception_score@N` and its standard deviation over parts; of other classifiers `classifier_score_digits@N`.
 
     Args:
@@ -47,7 +47,7 @@ class InceptionScore(FeatureJudge):
         self.layer = "logits"
         self.name = self.named({"inception": "inception_score"}, "classifier_score")
 
-    def learn(self, real: Real) -> None:
+    def learn(self, real: ReferenceData) -> None:
         self.generated = self.entropies()
         if size_of(real, "test") >= self.num_samples:
             held_out = self.entropies()

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.shapes import Labels
-from fmlightning.metrics.features.base import Choice, FeatureJudge, size_of
-from fmlightning.metrics.features.collectors import Features, Kept
+from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
+from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 
 NAMES = {"inception": "kid"}
 SUBSET = 1000
 
 
-class KernelDistance(FeatureJudge):
+class KernelDistance(FeatureMetric):
     """The mean of (2) over subsets, `kid@N`, and its standard deviation over them, `kid@N_std`.
 
     Args:
@@ -52,9 +52,9 @@ class KernelDistance(FeatureJudge):
                 f"{num_samples}"
             )
         self.name = self.named(NAMES, "kid")
-        self.generated = Kept()
+        self.generated = FeatureBuffer()
 
-    def learn(self, real: Real) -> None:
+    def learn(self, real: ReferenceData) -> None:
         self.reference = self.reference_features(real, self.num_samples)
         if len(self.reference) < self.subset_size:
             raise ValueError(

@@ -12,13 +12,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from fmlightning.flow.shapes import Labels, Points
-from fmlightning.metrics.features.base import Choice, FeatureJudge, size_of
-from fmlightning.metrics.features.collectors import Features, Kept
+from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
+from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 
 
-class Neighbours(FeatureJudge):
+class KNNAccuracy(FeatureMetric):
     """`accuracy_NAME@N`: the part of N images whose neighbours are of the class asked for; beside it, of held-out ones.
 
     Args:
@@ -56,10 +56,10 @@ class Neighbours(FeatureJudge):
         super().check(held_out, y, levels)
         if y is None:
             raise ValueError(
-                "evaluation.judges: Neighbours tells classes apart, and these data have none; take labelled data"
+                "evaluation.judges: KNNAccuracy tells classes apart, and these data have none; take labelled data"
             )
 
-    def learn(self, real: Real) -> None:
+    def learn(self, real: ReferenceData) -> None:
         count = min(self.references, size_of(real, "reference"))
         make = lambda: {"labelled": self.labelled(real, count)}  # noqa: E731
         found = self.cached(real, f"labelled-{count}", make)["labelled"]
@@ -75,9 +75,9 @@ class Neighbours(FeatureJudge):
             hits.update(self.taken_for(layers[self.layer]).eq(y).float())
         self.real = {f"{self.name}@{count}_real": float(hits.compute())}
 
-    def labelled(self, real: Real, count: int) -> Tensor:
+    def labelled(self, real: ReferenceData, count: int) -> Tensor:
         """Training images on every process: their features, and their class as a last column."""
-        kept = Kept().to(self.device)
+        kept = FeatureBuffer().to(self.device)
         empty, none = self.nothing()
         kept.update(torch.cat((empty, empty[:, :1]), 1), none)
         for layers, index, y in self.stream(real, "reference", count):

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from fmlightning.flow.shapes import Labels
-from fmlightning.metrics.features.base import Choice, FeatureJudge, size_of
-from fmlightning.metrics.features.collectors import Features, Kept
+from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
+from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
-from fmlightning.metrics.reference import Real
+from fmlightning.metrics.reference import ReferenceData
 
 ROWS = 1024
 """Points whose distances to all others are in memory at once."""
 
 
-class PrecisionRecall(FeatureJudge):
+class PrecisionRecall(FeatureMetric):
     """`precision@N` and `recall@N` of N generated against N training images.
 
     Args:
@@ -47,9 +47,9 @@ class PrecisionRecall(FeatureJudge):
                 f"neighbour={neighbour} must lie between 1 and num_samples - 1 = {num_samples - 1}"
             )
         self.neighbour = neighbour
-        self.generated = Kept()
+        self.generated = FeatureBuffer()
 
-    def learn(self, real: Real) -> None:
+    def learn(self, real: ReferenceData) -> None:
         self.reference = self.reference_features(real, self.num_samples).double()
         if len(self.reference) <= self.neighbour:
             raise ValueError(

@@ -19,7 +19,7 @@ from fmlightning.data.order import Shard
 from fmlightning.flow.precision import Precision
 from fmlightning.metrics.metric import Judge
 from fmlightning.studies.evaluate.lists import BOOLEANS, FLOATS, INTEGERS, WORDS, Classes
-from fmlightning.studies.evaluate.scoring import Bench
+from fmlightning.studies.evaluate.scoring import Scorer
 from fmlightning.studies.evaluate.table import show
 
 DESCRIPTION = """Score a trained run under many solvers, budgets and guidance scales.
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Parse the command line, fill in the cells that are missing, and show the table."""
     options = parse(argv)
     with quiet(), processes() as shard:
-        bench = Bench.open(options, shard)
+        bench = Scorer.open(options, shard)
         records = bench.records()
         if shard.rank == 0:
             show(bench.folder, records)

@@ -39,7 +39,7 @@ STATES = 17
 
 
 @dataclass
-class Bench:
+class Scorer:
     """What all cells share: the model, the data, the judges and where the files go."""
 
     flows: dict[bool, TrainedFlow]
@@ -58,7 +58,7 @@ class Bench:
     of_field: dict[tuple[bool, Guidance], dict[str, float]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, options: Any, shard: Shard) -> "Bench":
+    def open(cls, options: Any, shard: Shard) -> "Scorer":
         """Load the run, and refuse what cannot be scored before anything is generated."""
         run = Run.open(options.run)
         data = instantiate_data(run.config)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fmlightning.cli.argparser import choices
 from fmlightning.studies.report.axes import ABSENT, Labels, Options, Value, called, differing, same
-from fmlightning.studies.report.reading import Collection, Trained
+from fmlightning.studies.report.reading import Splits, Trained
 from fmlightning.studies.report.records import ASIDE, EVALUATIONS, Record
 
 Key = tuple[Value, ...]
@@ -114,7 +114,7 @@ def natural(v: Value) -> tuple[bool, float, str]:
     return (not number, float(v) if number else 0.0, str(v))  # type: ignore[arg-type]
 
 
-def cells_of(found: Collection, kind: str, where: Mapping[str, Sequence[str]]) -> Cells | None:
+def cells_of(found: Splits, kind: str, where: Mapping[str, Sequence[str]]) -> Cells | None:
     """The cells of a kind at the given values of axes, or None where there are none of the kind.
 
     Raises:
@@ -138,7 +138,7 @@ def cells_of(found: Collection, kind: str, where: Mapping[str, Sequence[str]]) -
     return with_axes(kept, found) if where else cells
 
 
-def with_axes(bare: Sequence[Cell], found: Collection) -> Cells:
+def with_axes(bare: Sequence[Cell], found: Splits) -> Cells:
     """Cells with the values of all axes."""
     training = list({id(c.trained): c.trained.options for c in bare}.values())
     evaluation = [c.record.options for c in bare]
@@ -181,7 +181,7 @@ def inside(cells: Sequence[Cell], axes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for names in some for name in names))
 
 
-def unnamed(found: Collection, odd: Sequence[str]) -> list[str]:
+def unnamed(found: Splits, odd: Sequence[str]) -> list[str]:
     """Training options that differ, and that no axis of a plan sets."""
     known = {*found.axes, *found.varied}
     return [name for name in odd if not any(covers(axis, name) for axis in known)]

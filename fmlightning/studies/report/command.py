@@ -11,7 +11,7 @@ from fmlightning.studies.report.axes import Value, called, same, split
 from fmlightning.studies.report.cells import Cells, cells_of
 from fmlightning.studies.report.document import TITLES, Document
 from fmlightning.studies.report.expected import checks, expected, read_expected
-from fmlightning.studies.report.reading import PLAN, Collection, collect
+from fmlightning.studies.report.reading import PLAN, Splits, collect
 from fmlightning.studies.report.table import Table, Unscored, tabulate
 
 DESCRIPTION = """Tables of mean and 95 % interval over seeds (Markdown, LaTeX, CSV), paired differences, curves of
@@ -139,7 +139,7 @@ def expectations(options: argparse.Namespace) -> list[dict[str, object]]:
     return []
 
 
-def chosen(found: Collection, options: argparse.Namespace) -> tuple[list[Cells], list[str]]:
+def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], list[str]]:
     """The cells of each kind of score that can be reported as asked, and why another kind cannot.
 
     Raises:
@@ -234,7 +234,7 @@ def beside(runs: Sequence[Path]) -> Path:
     return shared.relative_to(Path.cwd()) if shared.is_relative_to(Path.cwd()) else shared
 
 
-def write_expected(found: Collection, kinds: Sequence[Cells], path: Path, command: str) -> None:
+def write_expected(found: Splits, kinds: Sequence[Cells], path: Path, command: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(expected(found, kinds, command), indent=2) + "\n")
     print(f"written: {path}")

@@ -16,9 +16,9 @@ from fmlightning.studies.report import figures, formats, page
 from fmlightning.studies.report.axes import Value, called
 from fmlightning.studies.report.cells import Cells
 from fmlightning.studies.report.expected import Check
-from fmlightning.studies.report.formats import Grid, Piece
+from fmlightning.studies.report.formats import Grid, TableCell
 from fmlightning.studies.report.page import Section
-from fmlightning.studies.report.reading import PAGE, Collection
+from fmlightning.studies.report.reading import PAGE, Splits
 from fmlightning.studies.report.records import EVALUATIONS, FINAL
 from fmlightning.studies.report.table import Table, aliased, differences, fewer
 
@@ -56,7 +56,7 @@ class Document:
         drawn: the figures by name.
     """
 
-    found: Collection
+    found: Splits
     reasons: list[str]
     command: str
     sections: list[Section] = field(default_factory=list)
@@ -122,7 +122,7 @@ class Document:
         """Samples and trajectories of the runs."""
         if shown := page.pictures(cells):
             rule = "The last pictures of the lowest seed in each row."
-            self.sections.append(Section("Pictures", rules=[rule], images=shown, small=True))
+            self.sections.append(Section("ImageDataset", rules=[rule], images=shown, small=True))
 
     # -- to the terminal --------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ def lines(out: Console, notes: Iterable[str]) -> None:
 
 def check_grid(rows: Sequence[Check]) -> Grid:
     heads = ["cell", "metric", "here", "expected", "spread allowed", "verdict"]
-    return [[Piece(t) for t in words] for words in [heads, *(row.words() for row in rows)]]
+    return [[TableCell(t) for t in words] for words in [heads, *(row.words() for row in rows)]]
 
 
 def file_name(name: str) -> str:

@@ -22,7 +22,7 @@ from fmlightning.studies.report.axes import called
 from fmlightning.studies.report.cells import Cells
 from fmlightning.studies.report.formats import number, with_n
 from fmlightning.studies.report.intervals import Estimate
-from fmlightning.studies.report.reading import Collection
+from fmlightning.studies.report.reading import Splits
 from fmlightning.studies.report.records import ASIDE, FINAL
 from fmlightning.studies.report.table import require_fair, tabulate, twice
 
@@ -33,7 +33,7 @@ RULE = (
 )
 
 
-def expected(found: Collection, kinds: Sequence[Cells], command: str) -> dict[str, Any]:
+def expected(found: Splits, kinds: Sequence[Cells], command: str) -> dict[str, Any]:
     """The content of the file."""
     content: dict[str, Any] = {
         "command": command,

@@ -18,14 +18,14 @@ INTERVAL = "95 %"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TableCell:
     """What stands in one place of a table."""
 
     text: str
     bold: bool = False
 
 
-Grid = list[list[Piece]]
+Grid = list[list[TableCell]]
 """A header and rows."""
 
 
@@ -75,49 +75,49 @@ def score_grid(table: Table) -> Grid:
     """Rows, how many seeds they rest on, and for each column mean and interval."""
     best = table.best
     heads = [part for head in table.heads for part in (title(table, head), INTERVAL)]
-    grid = [[Piece(t) for t in (*table.rows, "n", *heads)]]
+    grid = [[TableCell(t) for t in (*table.rows, "n", *heads)]]
     for key in table.keys:
         n = table.count(key)
-        row = [*(Piece(called(v)) for v in key), Piece(str(n))]
+        row = [*(TableCell(called(v)) for v in key), TableCell(str(n))]
         for head in table.heads:
             row += entry(table.estimate(key, head), n, (key, head) in best)
         grid.append(row)
     return grid
 
 
-def entry(estimate: Estimate | None, n: int, bold: bool) -> list[Piece]:
+def entry(estimate: Estimate | None, n: int, bold: bool) -> list[TableCell]:
     """Mean and interval, with the number of seeds where it is not the row's."""
     if estimate is None:
-        return [Piece("-"), Piece("-")]
+        return [TableCell("-"), TableCell("-")]
     apart = f" (n = {estimate.n})" if 1 < estimate.n < n else ""
     mean = number(estimate.mean, estimate.half_width)
-    return [Piece(mean, bold), Piece(interval(estimate) + apart)]
+    return [TableCell(mean, bold), TableCell(interval(estimate) + apart)]
 
 
 def difference_grid(table: Table, found: dict[tuple[Key, Column], Difference]) -> Grid:
     """For each row the paired difference from its baseline, its interval and its p."""
     columns = [head for head in table.heads if not head.neutral]
     heads = [p for head in columns for p in (title(table, head), INTERVAL, "p (Holm)")]
-    grid = [[Piece(t) for t in (*table.rows, "n", *heads)]]
+    grid = [[TableCell(t) for t in (*table.rows, "n", *heads)]]
     for key in (k for k in table.keys if any((k, head) in found for head in table.heads)):
-        row = [Piece(called(v)) for v in key]
+        row = [TableCell(called(v)) for v in key]
         there = [found.get((key, head)) for head in columns]
         n = max(d.estimate.n for d in there if d)
-        row.append(Piece(str(n)))
+        row.append(TableCell(str(n)))
         for difference in there:
             row += difference_entry(difference, n)
         grid.append(row)
     return grid
 
 
-def difference_entry(difference: Difference | None, n: int) -> list[Piece]:
+def difference_entry(difference: Difference | None, n: int) -> list[TableCell]:
     if difference is None:
-        return [Piece("-")] * 3
+        return [TableCell("-")] * 3
     estimate, p = difference.estimate, difference.p
     mean = number(estimate.mean, estimate.half_width)
     mean = f"+{mean}" if estimate.mean > 0 else mean
     shown = "-" if estimate.std is None else f"{p:.3g}"
-    return [Piece(mean, p < LEVEL), entry(estimate, n, False)[1], Piece(shown)]
+    return [TableCell(mean, p < LEVEL), entry(estimate, n, False)[1], TableCell(shown)]
 
 
 # -- grids as text --------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def markdown(grid: Grid) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def markdown_piece(piece: Piece) -> str:
+def markdown_piece(piece: TableCell) -> str:
     text = piece.text.replace("|", "\\|").replace("*", "\\*")
     return f"**{text}**" if piece.bold else text
 
@@ -164,7 +164,7 @@ def latex(grid: Grid, words: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex_piece(piece: Piece) -> str:
+def latex_piece(piece: TableCell) -> str:
     text = "".join(ESCAPED.get(sign, sign) for sign in piece.text)
     return rf"\textbf{{{text}}}" if piece.bold else text
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fmlightning.studies.report.axes import called
 from fmlightning.studies.report.cells import Cells
-from fmlightning.studies.report.formats import Grid, Piece
-from fmlightning.studies.report.reading import LeftOut
+from fmlightning.studies.report.formats import Grid, TableCell
+from fmlightning.studies.report.reading import SkippedRun
 
 WIDEST = 1200
 """Pixels of a picture at most; wider ones are made smaller."""
@@ -73,7 +73,7 @@ def html_table(grid: Grid, words: int) -> str:
     return f"<table>\n{''.join(lines)}</table>\n"
 
 
-def html_row(row: Iterable[Piece], words: int, tag: str) -> str:
+def html_row(row: Iterable[TableCell], words: int, tag: str) -> str:
     cells = []
     for place, piece in enumerate(row):
         text = f"<b>{escape(piece.text)}</b>" if piece.bold else escape(piece.text)
@@ -126,7 +126,7 @@ def shrunk(path: Path) -> bytes:
         return out.getvalue()
 
 
-def left_out_grid(left_out: Sequence[LeftOut]) -> Grid:
+def left_out_grid(left_out: Sequence[SkippedRun]) -> Grid:
     """The runs that are in no table."""
     rows = [[str(x.path), x.status, x.why] for x in left_out]
-    return [[Piece(t) for t in row] for row in [["run", "status", "why"], *rows]]
+    return [[TableCell(t) for t in row] for row in [["run", "status", "why"], *rows]]

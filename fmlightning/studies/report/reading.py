@@ -38,7 +38,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRun:
     """A run that is in no table, and why."""
 
     path: Path
@@ -49,7 +49,7 @@ class LeftOut:
 
 
 @dataclass
-class Collection:
+class Splits:
     """What was found.
 
     Attributes:
@@ -61,28 +61,28 @@ class Collection:
     """
 
     trained: list[Trained] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedRun] = field(default_factory=list)
     axes: dict[str, list[Value]] = field(default_factory=dict)
     varied: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Place:
+class GridPoint:
     """A run directory to read, with its cell in a plan."""
 
     path: Path
     cell: dict[str, Any] | None = None
 
 
-def collect(paths: Sequence[str | Path]) -> Collection:
+def collect(paths: Sequence[str | Path]) -> Splits:
     """All runs in, below or named by some paths.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no run in any.
         ValueError: a run is named twice, or none can be used.
     """
-    found = Collection()
+    found = Splits()
     places = unique([place for path in paths for place in look(Path(path), found)])
     if not places:
         raise FileNotFoundError(
@@ -98,7 +98,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     return found
 
 
-def look(path: Path, found: Collection) -> Iterator[Place]:
+def look(path: Path, found: Splits) -> Iterator[GridPoint]:
     """The run directories that one path stands for.
 
     Raises:
@@ -109,11 +109,11 @@ def look(path: Path, found: Collection) -> Iterator[Place]:
     elif (path / SWEEP).is_file():
         yield from below(runs_of(path / SWEEP), found)
     elif is_run(path):
-        yield Place(path)
+        yield GridPoint(path)
     elif path.is_dir():
         yield from below(path, found)
     elif path.suffix == ".ckpt" or not path.exists():
-        yield Place(Run.open(path).path)
+        yield GridPoint(Run.open(path).path)
 
 
 def runs_of(sweep: Path) -> Path:
@@ -129,16 +129,16 @@ def runs_of(sweep: Path) -> Path:
     return folder
 
 
-def below(root: Path, found: Collection) -> Iterator[Place]:
+def below(root: Path, found: Splits) -> Iterator[GridPoint]:
     """The cells of a sweep, or all runs below a directory; not what an earlier report wrote."""
     if (root / PLAN).is_file():
         yield from planned(root / PLAN, found)
     elif not (root / PAGE).is_file():
         for path in folders(root):
-            yield from [Place(path)] if is_run(path) else below(path, found)
+            yield from [GridPoint(path)] if is_run(path) else below(path, found)
 
 
-def planned(file: Path, found: Collection) -> Iterator[Place]:
+def planned(file: Path, found: Splits) -> Iterator[GridPoint]:
     """The cells of a sweep.
 
     Raises:
@@ -161,7 +161,7 @@ def planned(file: Path, found: Collection) -> Iterator[Place]:
             f"{len(others)} runs in {file.parent} are in no cell of {PLAN} and left out"
         )
     for path, cell in cells:
-        yield Place(resolved(path, file), cell)
+        yield GridPoint(resolved(path, file), cell)
 
 
 def resolved(path: Path, plan: Path) -> Path:
@@ -178,13 +178,13 @@ def value(component: Any) -> Value:
     return component if plain else short(component)
 
 
-def unique(places: Sequence[Place]) -> list[Place]:
+def unique(places: Sequence[GridPoint]) -> list[GridPoint]:
     """Each directory once, with its cell where a plan has one.
 
     Raises:
         ValueError: a run is named twice.
     """
-    found: dict[Path, Place] = {}
+    found: dict[Path, GridPoint] = {}
     for place in places:
         key, known = place.path.resolve(), found.get(place.path.resolve())
         if known and known.cell is None and place.cell is None:
@@ -199,7 +199,7 @@ def seed_of(path: Path) -> Any:
     return Run(path).config.get("seed_everything")
 
 
-def without_copies(places: Sequence[Place], notes: list[str]) -> list[Place]:
+def without_copies(places: Sequence[GridPoint], notes: list[str]) -> list[GridPoint]:
     """All but what `reproduce` and `--rerun` left beside a run that is here too."""
     here = {place.path.resolve() for place in places}
     kept = []
@@ -212,7 +212,7 @@ def without_copies(places: Sequence[Place], notes: list[str]) -> list[Place]:
     return kept
 
 
-def read(place: Place, found: Collection) -> None:
+def read(place: GridPoint, found: Splits) -> None:
     """Add a run to those that are reported, or to those left out."""
     cell = place.cell or {}
     axes = {name: value(v) for name, v in (cell.get("axes") or {}).items()}
@@ -225,7 +225,7 @@ def read(place: Place, found: Collection) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         known = run.manifest.get("status") if isinstance(error, Unfinished) else status
         found.left_out.append(
-            LeftOut(place.path, known or status, said(error), axes, cell.get("seed"))
+            SkippedRun(place.path, known or status, said(error), axes, cell.get("seed"))
         )
     else:
         found.trained.append(trained)

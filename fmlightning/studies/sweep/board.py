@@ -21,7 +21,7 @@ SECOND = 1.0
 
 
 @dataclass
-class Board:
+class LiveTable:
     """Shows a pool at work.
 
     Attributes:
@@ -64,13 +64,13 @@ class Board:
 
 
 @contextmanager
-def board(terminal: bool) -> Iterator[Board]:
+def board(terminal: bool) -> Iterator[LiveTable]:
     """A board for as long as a sweep runs."""
     if not terminal:
-        yield Board()
+        yield LiveTable()
         return
     with Live(console=console(), auto_refresh=False, transient=True) as live:
-        yield Board(live)
+        yield LiveTable(live)
 
 
 def progress(job: Job) -> str:

@@ -14,7 +14,7 @@ from fmlightning.runs.signals import EXIT_CODES
 from fmlightning.studies.sweep.board import board
 from fmlightning.studies.sweep.cost import cost, duration
 from fmlightning.studies.sweep.file import read_sweep
-from fmlightning.studies.sweep.journal import Journal
+from fmlightning.studies.sweep.journal import SweepState
 from fmlightning.studies.sweep.plan import Plan, plan
 from fmlightning.studies.sweep.pool import Pool
 from fmlightning.studies.sweep.slurm import Cluster, queued, read_cluster, submit
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         say_exported(export(sweep, out), sampled=bool(sweep.content.get("samples")))
         return 0
     cluster = read_cluster(options.cluster) if options.launcher == "slurm" else None
-    journal = Journal(wanted, {c.run: wanted.work(c).status() for c in wanted.cells})
+    journal = SweepState(wanted, {c.run: wanted.work(c).status() for c in wanted.cells})
     if options.dry_run:
         show_plan(wanted, journal, options.jobs, options.seconds_per_step)
         return 0
@@ -129,7 +129,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def run(wanted: Plan, journal: Journal, jobs: int) -> int:
+def run(wanted: Plan, journal: SweepState, jobs: int) -> int:
     """Run what is missing, here, and return the exit status."""
     with board(sys.stdout.isatty()) as shown:
         received = Pool(wanted, journal, jobs, shown.tell, shown.look).run()
@@ -140,7 +140,7 @@ def run(wanted: Plan, journal: Journal, jobs: int) -> int:
     return int(unfinished > 0)
 
 
-def say_end(wanted: Plan, journal: Journal) -> int:
+def say_end(wanted: Plan, journal: SweepState) -> int:
     """Say how far all is, and list the cells that failed with their errors; returns how many are not finished."""
     words = [journal.state[cell.run].word for cell in wanted.cells]
     shown = ", ".join(f"{n} {word}" for word, n in Counter(words).items())
@@ -153,7 +153,7 @@ def say_end(wanted: Plan, journal: Journal) -> int:
     return len(words) - words.count("finished")
 
 
-def send(wanted: Plan, journal: Journal, cluster: Cluster, wait: bool) -> int:
+def send(wanted: Plan, journal: SweepState, cluster: Cluster, wait: bool) -> int:
     """Send what is missing to the queue, and return the exit status."""
     works = [wanted.work(cell, *cluster.devices) for cell in wanted.cells]
     words = {w.cell.run: journal.state[w.cell.run].word for w in works}
@@ -192,7 +192,7 @@ def say_exported(files: list[Path], sampled: bool) -> None:
 # -- the plan -----------------------------------------------------------------------------------------
 
 
-def show_plan(wanted: Plan, journal: Journal, jobs: int, seconds_per_step: float | None) -> None:
+def show_plan(wanted: Plan, journal: SweepState, jobs: int, seconds_per_step: float | None) -> None:
     """Print what would be done."""
     sweep, cells = wanted.sweep, wanted.cells
     names = list(dict.fromkeys(name for cell in cells for name in cell.axes))
@@ -213,7 +213,7 @@ def show_plan(wanted: Plan, journal: Journal, jobs: int, seconds_per_step: float
     print(f"cost: {estimate(wanted, journal, jobs, seconds_per_step)}")
 
 
-def estimate(wanted: Plan, journal: Journal, jobs: int, seconds_per_step: float | None) -> str:
+def estimate(wanted: Plan, journal: SweepState, jobs: int, seconds_per_step: float | None) -> str:
     """What is left, in words."""
     left = cost(wanted, journal.state, seconds_per_step)
     parts = {"training": left.training, "evaluating": left.evaluating}

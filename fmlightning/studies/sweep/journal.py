@@ -10,7 +10,7 @@ from fmlightning.studies.sweep.status import Status, write_whole
 
 
 @dataclass
-class Journal:
+class SweepState:
     """How far every cell of a plan is, on disk after each change.
 
     Attributes:

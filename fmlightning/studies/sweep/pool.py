@@ -12,7 +12,7 @@ from types import FrameType
 
 from fmlightning.studies.sweep.cells import Cell
 from fmlightning.studies.sweep.children import Child, start
-from fmlightning.studies.sweep.journal import Journal
+from fmlightning.studies.sweep.journal import SweepState
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.status import Status
 from fmlightning.studies.sweep.work import Step, Work
@@ -47,7 +47,7 @@ class Pool:
     """
 
     plan: Plan
-    journal: Journal
+    journal: SweepState
     jobs: int
     tell: Callable[[str], None] = print
     look: Callable[["Pool"], None] = lambda pool: None

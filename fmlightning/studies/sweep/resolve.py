@@ -32,7 +32,7 @@ LARGE = 50_000_000
 """Parameters of a network that is not built for a look at it alone."""
 
 
-class Reading(FlowCLI):
+class LoaderOptions(FlowCLI):
     """The command line of `fit`, as far as its resolved config."""
 
     def before_instantiate_classes(self) -> None:
@@ -83,11 +83,11 @@ def evaluation(arguments: list[str]) -> tuple[Any, int]:
 
 def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
     """For each combination of the axes its length, and its directory for each seed."""
-    reading: Reading | None = None
+    reading: LoaderOptions | None = None
     for arguments in request["combinations"]:
         words = ["fit", *arguments]
         if reading is None:
-            reading = Reading(words)
+            reading = LoaderOptions(words)
         else:
             reading.parse_arguments(reading.parser, words)
             reading.resolve()
@@ -140,10 +140,12 @@ def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) ->
         raise ValueError(
             "evaluate: there is no judge: set evaluation.judges in the config, or evaluate.judges here"
         )
-    if any(w != 1 for w in options.guidance or ()) and not config["model"].get("label_drop"):
+    if any(w != 1 for w in options.guidance or ()) and not config["model"].get(
+        "class_dropout_prob"
+    ):
         raise ValueError(
             f"evaluate.guidance: {options.guidance} needs a model that was trained without labels too: "
-            "model.label_drop > 0"
+            "model.class_dropout_prob > 0"
         )
     judges = []
     with suppress(ValueError):  # the weights they need may be where the scoring will be

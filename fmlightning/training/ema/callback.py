@@ -34,7 +34,7 @@ FALLBACK = 1000
 """Steps between two snapshots of a run whose length is not known."""
 
 
-class Track:
+class Average:
     """One average.
 
     Args:
@@ -110,7 +110,7 @@ class EMA(Callback):
         self.snapshots = snapshots
         decay_of = {f"decay={d:g}": partial(kept, d, warmup) for d in decays if d}
         decay_of |= {name: partial(keeps, gamma=g) for name, g in self.powers.items()}
-        self.tracks = [Track(name, law) for name, law in decay_of.items()]
+        self.tracks = [Average(name, law) for name, law in decay_of.items()]
         self.every: int | None = None
 
     @property

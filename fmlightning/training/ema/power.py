@@ -96,7 +96,7 @@ def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> Tensor:
     return scale * found[:, 0]
 
 
-def misfit(snapshots: Sequence[Profile], wanted: Profile, x: Tensor) -> float:
+def fit_error(snapshots: Sequence[Profile], wanted: Profile, x: Tensor) -> float:
     """|| p - sum_i x_i p_i || / || p ||: how far the profile that was made is from the one that was asked for."""
     cross = sum(2 * float(c) * inner(p, wanted) for c, p in zip(x, snapshots, strict=True))
     square = sum(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.runs.checksum import naming, put_in_place, require_sealed, seal, sealed_step
-from fmlightning.training.ema.power import Profile, coefficients, exponent, misfit
+from fmlightning.training.ema.power import Profile, coefficients, exponent, fit_error
 
 FOLDER = "ema"
 WIDTH = "sigma_rel="
@@ -62,7 +62,7 @@ class Reconstruction:
     weights: dict[str, Tensor]
     step: int
     count: int
-    misfit: float
+    fit_error: float
 
 
 def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> Reconstruction:
@@ -88,7 +88,7 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> Reconst
     x = coefficients(profiles, wanted)
     rows = x.reshape(len(files), len(names))
     weights = combination([path for _, path in files], rows, names)
-    return Reconstruction(weights, step, len(profiles), misfit(profiles, wanted, x))
+    return Reconstruction(weights, step, len(profiles), fit_error(profiles, wanted, x))
 
 
 def combination(paths: Sequence[Path], rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

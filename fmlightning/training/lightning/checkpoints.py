@@ -37,7 +37,7 @@ TRAIN_METRICS = ("train/loss", "train/lr")
 # -- files ------------------------------------------------------------------------------------------
 
 
-class SealedFiles(CheckpointIO):
+class ChecksummedFiles(CheckpointIO):
     """How Lightning writes and reads a checkpoint here. Only process 0 writes."""
 
     def save_checkpoint(

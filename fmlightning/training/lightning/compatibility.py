@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.precision import (
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from fmlightning.training.lightning.next_step import Patient
+from fmlightning.training.lightning.next_step import Scheduled
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import scaler
 
@@ -34,10 +34,10 @@ RARE = LearningRateMonitor, Timer
 """Callbacks of Lightning that are asked at every batch, and need not be."""
 
 
-def obstacle(trainer: Trainer) -> str | None:
+def needs_every_step(trainer: Trainer) -> str | None:
     """What looks at every batch, in words; None where nothing does."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        known = isinstance(callback, Patient) or type(callback) in RARE
+        known = isinstance(callback, Scheduled) or type(callback) in RARE
         if not known and changed(callback, Callback, WATCHES):
             return f"the callback {type(callback).__name__}"
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]

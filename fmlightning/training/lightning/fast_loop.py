@@ -33,9 +33,9 @@ from torch.optim import Optimizer
 
 from fmlightning.data.order import Batch
 from fmlightning.runs.signals import NOTE
-from fmlightning.training.lightning.compatibility import obstacle
-from fmlightning.training.lightning.next_step import Patient, step_after
-from fmlightning.training.lightning.shutdown import Stopping
+from fmlightning.training.lightning.compatibility import needs_every_step
+from fmlightning.training.lightning.next_step import Scheduled, step_after
+from fmlightning.training.lightning.shutdown import GracefulShutdown
 from fmlightning.training.module import FlowMatching
 
 LONGEST = 1000
@@ -45,7 +45,7 @@ PATIENCE = 1.0
 """Seconds of a stretch, after which a signal is heard."""
 
 
-class Stretches:
+class FastLoop:
     """Stands before the step of Lightning's training loop, and takes the steps up to the next that matters.
 
     Args:
@@ -75,18 +75,18 @@ class Stretches:
         """Collect what a step needs, once all of it is there."""
         trainer = self.trainer
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        reason = obstacle(trainer)
+        reason = needs_every_step(trainer)
         self.longest = 0 if reason else LONGEST
         if reason and trainer.is_global_zero:
             print(f"note: every step is shown to {reason}, which slows small networks down")
         self.module: LightningModule = trainer.lightning_module
-        self.patient = [c for c in callbacks if isinstance(c, Patient)]
+        self.patient = [c for c in callbacks if isinstance(c, Scheduled)]
         self.rows: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         # which looks at the steps that are logged, and through Lightning only
         self.watched = (
             self.rows if any(isinstance(c, LearningRateMonitor) for c in callbacks) else 0
         )
-        self.stopping = [c for c in callbacks if isinstance(c, Stopping)]
+        self.stopping = [c for c in callbacks if isinstance(c, GracefulShutdown)]
         self.before_backward, self.before_step, self.after = (
             [getattr(c, hook) for c in callbacks if hook in getattr(c, "every_step", ())]
             for hook in ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")

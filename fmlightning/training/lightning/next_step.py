@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 
 
 @runtime_checkable
-class Patient(Protocol):
+class Scheduled(Protocol):
     """A callback that knows when it is needed next, and need not be asked before.
 
     One with `every_step`, names of its hooks, takes part in every step by these, and need not be asked otherwise.

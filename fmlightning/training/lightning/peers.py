@@ -31,7 +31,7 @@ LOST = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|timed out
 """What backends say when another process is gone."""
 
 
-class Together(Callback):
+class PeerWatchdog(Callback):
     """Watch the other processes of this machine, from the moment that there are any."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

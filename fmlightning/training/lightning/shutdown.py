@@ -22,7 +22,7 @@ from torch import distributed
 from fmlightning.runs.signals import EXIT_CODES, NOTE, listen
 
 
-class Stopping(Callback):
+class GracefulShutdown(Callback):
     """Stop a run on USR1, USR2, TERM or Ctrl-C."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -63,7 +63,7 @@ class Stopping(Callback):
 
 def stop_between(trainer: Trainer) -> None:
     """Stop here, if any process was sent a signal; call on every process, after training."""
-    found = next((c for c in trainer.callbacks if isinstance(c, Stopping)), None)  # type: ignore[attr-defined]
+    found = next((c for c in trainer.callbacks if isinstance(c, GracefulShutdown)), None)  # type: ignore[attr-defined]
     if found is not None:
         found.agree(trainer)
         if NOTE.agreed:
@@ -84,7 +84,7 @@ def begin_next_epoch(loop: dict[str, Any]) -> None:
             counts |= dict.fromkeys(counts, counts["ready"])
 
 
-class Notified:
+class SignalFlags:
     """Stands where Lightning keeps its handlers, and installs none.
 
     Lightning's handlers broadcast and save in the middle of a step, and in a SLURM job they call `scontrol`.
@@ -107,7 +107,7 @@ class Notified:
 
 def without_handlers(trainer: Trainer) -> Trainer:
     """A trainer that leaves signals, and SLURM's queue, to us."""
-    trainer._signal_connector = Notified(trainer)  # type: ignore[assignment]
+    trainer._signal_connector = SignalFlags(trainer)  # type: ignore[assignment]
     # which would broadcast over the accelerator, and wait for it, before every step
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     environment = getattr(trainer.strategy, "cluster_environment", None)
