@@ -19,7 +19,7 @@ from fmlightning.runs.directory import Run
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.slurm import Cluster, queued, read_cluster, submit, submitted
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 submitit = pytest.importorskip("submitit")
 
 

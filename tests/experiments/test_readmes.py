@@ -7,7 +7,7 @@ import pytest
 from fmlightning.studies.sweep.file import read_sweep
 from fmlightning.studies.sweep.plan import plan
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = {"digits/sweep": 9, "digits/guidance": 3, "photos/sweep": 9}
 
 

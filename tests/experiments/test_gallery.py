@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments" / "seed_gallery"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "seed_gallery"))
 
 import gallery
 from pictures import comparison, continuity, couplings, flow_map, ode_sde, paths

@@ -9,7 +9,7 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.toys import EightGaussians
 
-FILE = Path(__file__).parent.parent / "experiments" / "solvers_exact" / "errors.py"
+FILE = Path(__file__).parents[2] / "experiments" / "solvers_exact" / "errors.py"
 
 
 def script():

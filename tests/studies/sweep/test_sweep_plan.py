@@ -14,7 +14,7 @@ from fmlightning.runs.directory import Run
 from fmlightning.studies.sweep.file import read_sweep
 from fmlightning.studies.sweep.plan import plan
 
-CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "moons.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "toy" / "moons.yaml"
 QUICK = {
     "trainer.max_steps": 20, "trainer.val_check_interval": 20, "data.val_size": 64, "data.test_size": 100,
     "evaluation.judges": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],

@@ -16,7 +16,7 @@ from fmlightning.runs.directory import Run
 from fmlightning.studies.sweep.file import read_sweep
 from fmlightning.studies.sweep.plan import plan
 
-CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "moons.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "toy" / "moons.yaml"
 AXES = {
     "model.path": ["Linear", {"class_path": "VarianceExploding", "init_args": {"sigma_max": 5.0}}],
     "ema.warmup": [True, False],

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmlightning.flow.keys import Key
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 PATIENCE = 240  # seconds; a busy machine takes long to start
 
 
