@@ -31,7 +31,7 @@ from .objectives.weightings import Weighting as Weighting
 from .paths.affine import AffinePath as AffinePath
 from .paths.affine import GaussianPath as GaussianPath
 from .paths.affine import PathSample as PathSample
-from .paths.schedule_transform import ScheduleTransformedField as ScheduleTransformedField
+from .schedule_transform import ScheduleTransformedField as ScheduleTransformedField
 from .paths.schedules import Curves as Curves
 from .paths.schedules import IndependentCFM as IndependentCFM
 from .paths.schedules import Linear as Linear

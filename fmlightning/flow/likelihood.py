@@ -29,13 +29,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmlightning.flow.keys import Rows
-from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.shapes import (
     Field,
     PerSample,
     Points,
     Times,
-    require_interval,
+    require_t_range,
     require_like,
     require_time,
 )
@@ -91,15 +91,15 @@ def likelihood(
     field: Field,
     x1: Points,
     source: Source,
-    schedule: Schedule,
+    path: Path,
     solver: ODESolver,
     *,
-    interval: tuple[float, float] | None = None,
+    t_range: tuple[float, float] | None = None,
     probe: Tensor | None = None,
 ) -> Likelihood:
     """The log-likelihood (2) at a tolerance and at a tenth of it; arguments as in `log_prob`."""
     (coarse, m), (fine, n) = (
-        integrate(field, x1, source, schedule, s, interval, probe, differentiable=False)
+        integrate(field, x1, source, path, s, t_range, probe, differentiable=False)
         for s in (solver, solver.refined())
     )
     return Likelihood(fine, coarse, m + n)
@@ -109,10 +109,10 @@ def log_prob(
     field: Field,
     x1: Points,
     source: Source,
-    schedule: Schedule,
+    path: Path,
     solver: ODESolver,
     *,
-    interval: tuple[float, float] | None = None,
+    t_range: tuple[float, float] | None = None,
     probe: Tensor | None = None,
     differentiable: bool = False,
 ) -> PerSample:
@@ -125,9 +125,9 @@ def log_prob(
         field: the velocity.
         x1: data, (B, *S).
         source: the law of x0.
-        schedule: the curves of the path, which say what is left of the source at the start.
+        path: the path, which says what is left of the source at the start.
         solver: any; a fixed-step method computes the divergence only where its step uses it.
-        interval: from the start law to the data; the schedule's if None.
+        t_range: from the start law to the data; the path's if None.
         probe: Hutchinson's z, (B, *S), from `hutchinson_probe`; None for the exact divergence, D backward passes.
         differentiable: keep the graph, to train on the result.
 
@@ -135,24 +135,24 @@ def log_prob(
         ValueError: the density of the start law is not known.
         SolverError: the integration failed.
     """
-    return integrate(field, x1, source, schedule, solver, interval, probe, differentiable)[0]
+    return integrate(field, x1, source, path, solver, t_range, probe, differentiable)[0]
 
 
 def integrate(
     field: Field,
     x1: Points,
     source: Source,
-    schedule: Schedule,
+    path: Path,
     solver: ODESolver,
-    interval: tuple[float, float] | None,
+    t_range: tuple[float, float] | None,
     probe: Tensor | None,
     differentiable: bool,
 ) -> tuple[PerSample, int]:
     """Equation (2) and its NFE: the state is (x, l) with dl/dt = div v, flattened into one tensor."""
     if probe is not None:
         require_like("probe", probe, "x1", x1)
-    t0, t1 = interval or schedule.interval
-    require_interval((t0, t1))
+    t0, t1 = t_range or path.t_range
+    require_t_range((t0, t1))
 
     def split(state: Tensor) -> Tensor:
         return state[:, :-1].reshape(x1.shape)
@@ -169,7 +169,7 @@ def integrate(
         state = torch.cat((x1.flatten(1), x1.new_zeros(len(x1), 1)), 1)
         solution = solver.solve(whole, state, t1, t0, inner=state_only)
         end = solution.x
-        return start_log_prob(source, schedule, split(end), t0) + end[:, -1], solution.nfe
+        return start_log_prob(source, path, split(end), t0) + end[:, -1], solution.nfe
 
 
 @contextmanager
@@ -179,21 +179,18 @@ def outside_inference(differentiable: bool) -> Iterator[None]:
         yield
 
 
-def start_log_prob(source: Source, schedule: Schedule, x: Points, t: float = 0.0) -> PerSample:
+def start_log_prob(source: Source, path: Path, x: Points, t: float = 0.0) -> PerSample:
     """Log-density of sigma x0 + gamma eps, where sampling starts, in nats.
 
     Raises:
         ValueError: unknown, for a source that is not Gaussian on a path with gamma > 0; t outside [0, 1].
     """
-    require_time("t", t)
-    time = torch.tensor(t, dtype=torch.float64)
-    noise = float(schedule.gamma(time))
+    std, noise = path.start_scales(t)
     if noise and not source.gaussian:
         raise ValueError(
             f"the density of {source} blurred by gamma = {noise:g} is not known: take the Gaussian source, "
             "or a path with gamma = 0 at its start"
         )
-    std = float(schedule.std(time))
     return source.log_prob(x / std) - x[0].numel() * math.log(std)
 
 

@@ -25,6 +25,9 @@ class Source(ABC):
     event_shape: tuple[int, ...] | None = None
     """The shape of one sample, or None if the law exists in every shape."""
 
+    paired: bool = False
+    """Whether x0 comes with the data, beside the x1 that it belongs to."""
+
     gaussian: bool = False
     """Whether the law is N(0, I), which scores and stochastic samplers need."""
 
@@ -100,6 +103,8 @@ class PairedSource(Source):
     """
 
     points: Tensor = field(repr=False)
+
+    paired = True
 
     @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]

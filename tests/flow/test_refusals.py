@@ -14,7 +14,7 @@ from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import cfm_loss
 from fmlightning.flow.paths.affine import AffinePath, GaussianPath
 from fmlightning.flow.paths.predictions import PREDICTIONS, to_endpoints, to_velocity
-from fmlightning.flow.paths.schedule_transform import ScheduleTransformedField
+from fmlightning.flow.schedule_transform import ScheduleTransformedField
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,

@@ -31,9 +31,9 @@ class TimeSampler(ABC):
     def density(self, t: Tensor) -> Tensor:
         """Probability density on (0, 1)."""
 
-    def draw(self, u: PerSample, interval: tuple[float, float] = (0.0, 1.0)) -> PerSample:
+    def draw(self, u: PerSample, t_range: tuple[float, float] = (0.0, 1.0)) -> PerSample:
         """Training times of one batch from independent uniform numbers, (B,)."""
-        low, high = interval
+        low, high = t_range
         t = self.quantile(u)
         return t if (low, high) == (0.0, 1.0) else low + (high - low) * t
 
@@ -186,9 +186,9 @@ class Stratified(TimeSampler):
     def density(self, t: Tensor) -> Tensor:
         return self.of.density(t)
 
-    def draw(self, u: PerSample, interval: tuple[float, float] = (0.0, 1.0)) -> PerSample:
+    def draw(self, u: PerSample, t_range: tuple[float, float] = (0.0, 1.0)) -> PerSample:
         """Training times of one batch from independent uniform numbers, (B,)."""
-        return self.of.draw(stratify(u), interval)
+        return self.of.draw(stratify(u), t_range)
 
 
 def stratify(u: PerSample) -> PerSample:

@@ -37,7 +37,7 @@ from fmlightning.flow.paths.schedules import (
     Linear,
     LinearVP,
     Polynomial,
-    Schedule,
+    AffinePath,
     SchrodingerBridge,
     Trigonometric,
     VarianceExploding,
@@ -68,7 +68,7 @@ POINTS = GaussianMixture(
 )
 
 
-SCHEDULES: tuple[Schedule, ...] = (
+SCHEDULES: tuple[AffinePath, ...] = (
     Linear(),
     Linear(sigma_min=0.1),
     IndependentCFM(),
@@ -96,12 +96,12 @@ class Row(NamedTuple):
     relation: str = "<="
 
 
-def at_most(name: str, schedule: Schedule, value: Tensor, tolerance: float) -> Row:
+def at_most(name: str, schedule: AffinePath, value: Tensor, tolerance: float) -> Row:
     measured = float(value)  # nan fails
     return Row(name, label(schedule), measured, tolerance, measured <= tolerance)
 
 
-def label(schedule: Schedule) -> str:
+def label(schedule: AffinePath) -> str:
     """The name of a path, its settings that are not the default, and its interval."""
     name = type(schedule).__name__
     if dataclasses.is_dataclass(schedule):
@@ -114,13 +114,13 @@ def label(schedule: Schedule) -> str:
     return f"{name} on [{low:g}, {high:g}]"
 
 
-def continuity(schedule: Schedule) -> Row:
+def continuity(schedule: AffinePath) -> Row:
     path = PLANE.along(schedule)
     residual = continuity_residual(path, path.velocity, *cloud(path))
     return at_most("continuity equation", schedule, residual.max(), 1e-10)
 
 
-def continuity_kept(schedule: Schedule) -> Row:
+def continuity_kept(schedule: AffinePath) -> Row:
     """w = V rot(grad p) / p has div(p w) = 0: another velocity of the same path."""
     path = PLANE.along(schedule)
 
@@ -131,7 +131,7 @@ def continuity_kept(schedule: Schedule) -> Row:
     return at_most("continuity, div(p w) = 0", schedule, residual.max(), 1e-10)
 
 
-def continuity_broken(schedule: Schedule) -> Row:
+def continuity_broken(schedule: AffinePath) -> Row:
     """w = V grad p / p, the same vector not turned, has div(p w) != 0 and must be noticed."""
     path = PLANE.along(schedule)
     residual = continuity_residual(
@@ -167,7 +167,7 @@ def cloud(path: MixturePath, num_times: int = 24, per_time: int = 64) -> tuple[P
     return torch.cat((x, 2 * x)), times.repeat_interleave(per_time).repeat(2)
 
 
-def marginalisation(schedule: Schedule) -> Row:
+def marginalisation(schedule: AffinePath) -> Row:
     """(2) for a finite data set, with the posterior by Bayes' rule on the conditional paths."""
     path, conditional = POINTS.along(schedule), AffinePath(schedule)
     x, t = cloud(path)
@@ -182,7 +182,7 @@ def marginalisation(schedule: Schedule) -> Row:
     return at_most("marginalisation trick", schedule, error.max(), 1e-12)
 
 
-def parameterisations(schedule: Schedule) -> Row:
+def parameterisations(schedule: AffinePath) -> Row:
     """A perfect network gives the same velocity whether it predicts velocity, data, noise or score."""
     path = PLANE.along(schedule)
     x, t = cloud(path)
@@ -217,7 +217,7 @@ class Spring(nn.Module):
         return 0.7 - 2 * (1 + t[:, None]) * x
 
 
-def constant(schedule: Schedule) -> Row:
+def constant(schedule: AffinePath) -> Row:
     """L_CFM - L_FM - C relative to L_CFM, by quadrature."""
     network = Waves(1)
     with torch.no_grad():
@@ -225,7 +225,7 @@ def constant(schedule: Schedule) -> Row:
     return at_most("L_CFM - L_FM = C", schedule, (cfm - fm - C).abs() / cfm, 1e-6)
 
 
-def gradient(schedule: Schedule) -> Row:
+def gradient(schedule: AffinePath) -> Row:
     """|grad L_CFM - grad L_FM| relative to |grad L_CFM|, by quadrature."""
     network = Waves(1)
     losses = conditional_loss(network, schedule), marginal_loss(network, schedule)[0]
@@ -238,7 +238,7 @@ def gradient(schedule: Schedule) -> Row:
     )
 
 
-def conditional_loss(network: nn.Module, schedule: Schedule, num_nodes: int = 33) -> Tensor:
+def conditional_loss(network: nn.Module, schedule: AffinePath, num_nodes: int = 33) -> Tensor:
     """L_CFM on the line: over time, component, and the normal numbers behind x1, x0 and eps."""
     times, time_weights = legendre(LINE.along(schedule).interval)
     axes = 3 if schedule.stochastic else 2
@@ -257,7 +257,7 @@ def conditional_loss(network: nn.Module, schedule: Schedule, num_nodes: int = 33
     return total
 
 
-def marginal_loss(network: nn.Module, schedule: Schedule) -> tuple[Tensor, Tensor]:
+def marginal_loss(network: nn.Module, schedule: AffinePath) -> tuple[Tensor, Tensor]:
     """L_FM and C on the line: over time and x."""
     path, field = LINE.along(schedule), NetworkField(network, schedule)
     fm, C = torch.zeros((), dtype=F64), torch.zeros((), dtype=F64)
@@ -279,7 +279,7 @@ def legendre(interval: tuple[float, float], num_nodes: int = 8) -> tuple[Tensor,
     return low + (high - low) * (nodes + 1) / 2, weights / 2
 
 
-def monte_carlo(schedule: Schedule) -> Row:
+def monte_carlo(schedule: AffinePath) -> Row:
     """Standard errors by which L_CFM - L_FM - C is off, for two unlike networks and for their difference."""
     path, sample = PLANE.along(schedule), plane_sample(schedule, 2**16)
     C = path.spread(sample.xt, sample.t)
@@ -294,7 +294,7 @@ def monte_carlo(schedule: Schedule) -> Row:
     return at_most("L_CFM - L_FM = C in 2-D, s.e.", schedule, z.abs().max(), 4.0)
 
 
-def plane_sample(schedule: Schedule, count: int) -> PathSample:
+def plane_sample(schedule: AffinePath, count: int) -> PathSample:
     """A training batch of the independent coupling."""
     generator = KEY.fold("monte carlo").generator()
     x1 = PLANE.sample((count, 2), generator, F64)
@@ -308,7 +308,7 @@ def standard_errors(values: PerSample) -> Tensor:
     return values.mean() / (values.std() / len(values) ** 0.5)
 
 
-def transport(schedule: Schedule) -> Row:
+def transport(schedule: AffinePath) -> Row:
     """(4): largest error of log p along exact trajectories, in nats."""
     path = PLANE.along(schedule)
     low, high = path.interval
@@ -318,7 +318,7 @@ def transport(schedule: Schedule) -> Row:
     return at_most("transport, nats", schedule, error.abs().max(), 1e-6)
 
 
-def transport_of_samples(schedule: Schedule) -> Row:
+def transport_of_samples(schedule: AffinePath) -> Row:
     """Samples carried from p_0 against samples of p_1: log p, means and squares, in standard errors."""
     path = PLANE.along(schedule)
     low, high = path.interval
@@ -334,7 +334,7 @@ def transport_of_samples(schedule: Schedule) -> Row:
     return at_most("transport of samples, s.e.", schedule, z.abs().max(), 4.0)
 
 
-def mass(schedule: Schedule) -> Row:
+def mass(schedule: AffinePath) -> Row:
     """(5) for the density that sampling gives: from the start law it uses, by the flow, on a grid."""
     path, solver = PLANE.along(schedule), ODESolver("dopri8", rtol=1e-6, atol=1e-6)
     x, cell = grid(40, 4.8)
@@ -343,7 +343,7 @@ def mass(schedule: Schedule) -> Row:
     return at_most("mass is kept", schedule, (total - 1).abs(), 1e-5)
 
 
-def start_floor(schedule: Schedule) -> Row:
+def start_floor(schedule: AffinePath) -> Row:
     """KL(p_0 | start law) in nats, below the bound alpha^2 E|x1|^2 / 2V that convexity gives."""
     path = PLANE.along(schedule)
     low = path.interval[0]
@@ -378,7 +378,7 @@ def grid(count: int, extent: float) -> tuple[Points, float]:
     return torch.cartesian_prod(axis, axis), side**2
 
 
-THEOREMS: tuple[Callable[[Schedule], Row], ...] = (
+THEOREMS: tuple[Callable[[AffinePath], Row], ...] = (
     continuity,
     continuity_kept,
     continuity_broken,
@@ -403,7 +403,7 @@ def stochastic_bias(name: str) -> Row:
     return Row(title, where, last / first, 0.3, last <= 0.3 * first)
 
 
-def verify(schedules: Iterable[Schedule] = SCHEDULES) -> list[Row]:
+def verify(schedules: Iterable[AffinePath] = SCHEDULES) -> list[Row]:
     """Every theorem on every path, and the bias of the stochastic samplers."""
     rows = [theorem(schedule) for schedule, theorem in itertools.product(schedules, THEOREMS)]
     return rows + [stochastic_bias(name) for name in DIFFUSIONS]

@@ -5,7 +5,7 @@ import torch
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
-from fmlightning.flow.paths.schedule_transform import ScheduleTransformedField, change
+from fmlightning.flow.schedule_transform import ScheduleTransformedField, change
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
