@@ -239,7 +239,7 @@ class FlowCLI(LightningCLI):
             return None  # a checkpoint outside a run
         trained, asked = run.config["model"], self.resolved["model"]
         changed = [
-            k for k in ("network", "path", "source", "predicts") if trained.get(k) != asked.get(k)
+            k for k in ("network", "path", "source", "objective") if trained.get(k) != asked.get(k)
         ]
         if changed:
             options = ", ".join(f"model.{name}" for name in changed)

@@ -56,8 +56,8 @@ class TrainedFlow:
             ValueError: the model was not trained for it, or the weaker one on another path.
         """
         if self.weaker is not None:
-            return guidance.auto(self.field, self.weaker)
-        return guidance.free(self.field, self.num_classes if self.class_dropout_prob else 0)
+            return guidance.autoguide(self.field, self.weaker)
+        return guidance.cfg(self.field, self.num_classes if self.class_dropout_prob else 0)
 
 
 def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> NetworkField:
@@ -91,7 +91,8 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
     model.network.load_state_dict(weights)
     if flow.get("paired"):
-        model.source = PairedSource(torch.empty(0, *flow["event_shape"]))
+        paired = PairedSource(torch.empty(0, *flow["event_shape"]))
+        model.recipe = replace(model.recipe, source=paired)
     field = model.field.eval().requires_grad_(False)
     return TrainedFlow(
         field,

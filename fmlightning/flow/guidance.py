@@ -81,7 +81,9 @@ class Guidance:
             )
         return GuidedField(self, field, null=num_classes)
 
-    def autoguide(self, field: NetworkField, guide_model: NetworkField) -> "NetworkField | GuidedField":
+    def autoguide(
+        self, field: NetworkField, guide_model: NetworkField
+    ) -> "NetworkField | GuidedField":
         """Autoguidance by a weaker model of the same path.
 
         Raises:

@@ -5,12 +5,15 @@ it offers: a velocity (x, t) -> v, a jump (x, s, t) -> X_{s,t}(x) of its flow ma
 `NetworkField` makes a velocity of a network, whatever the network predicts.
 """
 
+import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.paths.predictions import (
     EndPoints,
     Prediction,
@@ -20,8 +23,6 @@ from fmlightning.flow.paths.predictions import (
     to_endpoints,
     to_velocity,
 )
-from fmlightning.flow.paths.affine import AffinePath
-from fmlightning.flow.paths.path import Path
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
 from fmlightning.flow.sources import Source
 
@@ -30,7 +31,7 @@ from fmlightning.flow.sources import Source
 class Network(Protocol):
     """A prediction of x's shape from a point x (B, *S), its time t (B,) and perhaps a label y (B,).
 
-    A network that drops out while training takes one more argument, `rows`, and draws from it, so that its
+    A network that drops out while training takes one more argument, `streams`, and draws from it, so that its
     masks are keyed by sample (see `fmlightning.nets.embeddings.Dropout`); one whose `draws` is false is not given it.
     """
 
@@ -39,13 +40,19 @@ class Network(Protocol):
     ) -> Tensor: ...
 
 
+def takes_streams(network: nn.Module) -> bool:
+    """Whether a network takes keyed streams, and draws from them in training."""
+    takes = "streams" in inspect.signature(network.forward).parameters
+    return takes and getattr(network, "draws", True)
+
+
 def evaluate(
     network: Network,
     path: Path,
     x: Points,
     t: Times,
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Points:
     """The network's output in x's precision, for an input scaled as the path asks and a time for each sample.
 
@@ -55,7 +62,7 @@ def evaluate(
         ValueError: t is no time of the path, or the output has not the shape of x.
     """
     require_times(t, len(x))
-    return evaluate_checked(network, path, x, t, y, rows)
+    return evaluate_checked(network, path, x, t, y, streams)
 
 
 def evaluate_checked(
@@ -64,7 +71,7 @@ def evaluate_checked(
     x: Points,
     t: Times,
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Points:
     """`evaluate` at times that have been looked at, as those of a `PathSample` have."""
     t, dtype = t.expand(len(x)), x.dtype
@@ -73,7 +80,7 @@ def evaluate_checked(
     if isinstance(network, nn.Module):
         wanted = precision(network) or dtype
         x = x if x.dtype == wanted else x.to(wanted)
-    keyed = {} if rows is None else {"rows": rows}
+    keyed = {} if streams is None else {"streams": streams}
     out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
     if out.shape != x.shape:
         raise ValueError(
@@ -118,6 +125,9 @@ class Model(nn.Module):
     offers: frozenset[str] = frozenset()
     path: Any
     t_range: tuple[float, float]
+
+    schedule = property(lambda self: self.path)  # TEMP
+    interval = property(lambda self: self.t_range)  # TEMP
 
     def velocity(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and t, (B,) or ()."""
@@ -239,9 +249,7 @@ def require_score(source: Source | None, independent: bool) -> None:
         )
 
 
-def require_one_noise(
-    use: str, path: Path, source: Source | None, independent: bool
-) -> None:
+def require_one_noise(use: str, path: Path, source: Source | None, independent: bool) -> None:
     """Refuse to take sigma x0 + gamma eps for one noise where it is known to be two."""
     if path.stochastic and source is not None and not (source.gaussian and independent):
         raise ValueError(

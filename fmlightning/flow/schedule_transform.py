@@ -27,7 +27,7 @@ from torch import Tensor
 from fmlightning.flow.models import Model, NetworkField, require_one_noise
 from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.predictions import affine
-from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
+from fmlightning.flow.shapes import Labels, Points, Times, expand_like, require_times
 
 EDGE = 1e-4
 """How close to an end at which (3) is singular the field is taken: closer, t' would magnify a network's error."""
@@ -116,7 +116,9 @@ class ScheduleTransformedField(Model):
 
     def extra_repr(self) -> str:
         low, high = self.t_range
-        return f"from {self.field.path} to {self.path} on [{low:g}, {high:g}], floor={self.floor:.2g}"
+        return (
+            f"from {self.field.path} to {self.path} on [{low:g}, {high:g}], floor={self.floor:.2g}"
+        )
 
 
 def change(trained: AffinePath, sampled: AffinePath, r: Times) -> Change:

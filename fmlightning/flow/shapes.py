@@ -68,3 +68,6 @@ def require_t_range(t_range: tuple[float, float]) -> None:
     low, high = t_range
     if not 0 <= low < high <= 1:
         raise ValueError(f"t_range={t_range} must satisfy 0 <= low < high <= 1")
+
+
+require_interval = require_t_range  # TEMP

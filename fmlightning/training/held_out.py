@@ -52,9 +52,7 @@ class HeldOut:
         noise = streams.normal(shape, stream=3) if recipe.path.stochastic else None
         return Draw(x0, x1, torch.stack(times, 1), noise, y, None, streams)
 
-    def pairs(
-        self, x0: Tensor, x1: Tensor, y: Tensor | None, first: int
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, x0: Tensor, x1: Tensor, y: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
         """Pairs within each block: what the training pairs are, and never one huge problem."""
         coupling, parts = self.recipe.coupling, []
         size = max(self.batch_size, coupling.ot_batch_size or 1)

@@ -184,9 +184,7 @@ class Pairs:
         gather = (lambda v: v) if alone else partial(gathered, module)
         return PairedBatches(BatchPairing(coupling, context, batch, gather), self.depth)
 
-    def fitted(
-        self, module: LightningModule, coupling: Any, context: PairingContext
-    ) -> Potential:
+    def fitted(self, module: LightningModule, coupling: Any, context: PairingContext) -> Potential:
         """The training set with its potential: that of the checkpoint, of the cache, or fitted now."""
         x1 = module.trainer.datamodule.fixed_set()["x1"].to(context.device)  # type: ignore[attr-defined]
         # like the noise of metrics, it does not depend on the seed of the run

@@ -131,8 +131,8 @@ OPTIONS = {
     "label drop nan": Row(
         (*DIGITS, "--model.class_dropout_prob=.nan"), ("model.class_dropout_prob=nan", NAN)
     ),
-    "prediction": option("model.predicts=speed", "velocity"),
-    "score of a toy source": option("model.predicts=score", "Gaussian source"),
+    "prediction": option("model.objective.prediction=speed", "velocity"),
+    "score of a toy source": option("model.objective.prediction=score", "Gaussian source"),
     "source of another shape": Row(
         (*DIGITS, "--model.source=EightGaussians"), ("EightGaussians", "(1, 8, 8)")
     ),
@@ -164,7 +164,7 @@ OPTIONS = {
         "model.times=Power model.times.power=-1", "model.times.power=-1", "above -1"
     ),
     "times misspelt": option("model.times=LogitNorml", "did you mean LogitNormal?"),
-    "weight misspelt": option("model.weight=SNR", "did you mean MinSNR?"),
+    "weight misspelt": option("model.objective.weighting=SNR", "did you mean MinSNR?"),
     "coupling misspelt": option("model.coupling=OT", "MinibatchOT"),
     "entropy below 0": several(
         "model.coupling=Entropic model.coupling.reg=-1", "model.coupling.reg=-1", "use MinibatchOT"
@@ -365,7 +365,9 @@ CONFIGS = {
         "evaluation: {judges: [{class_path: mine.Judge}]}\n", "mine.Judge", "--allow mine"
     ),
     "unknown section": overlay(
-        "modle: {predicts: noise}\n", "modle.predicts", "did you mean --model.predicts?"
+        "modle: {predicts: noise}\n",
+        "modle.prediction",
+        "did you mean --model.objective.prediction?",
     ),
     "unknown option": overlay(
         "trainer: {max_stepz: 3}\n", "trainer.max_stepz", "did you mean --trainer.max_steps?"

@@ -32,7 +32,7 @@ SMALL = (
     ],
 )
 def test_every_prediction_trains_and_samples(fit, path, predicts, nfe):
-    run = fit(*SMALL, f"--model.path={path}", f"--model.predicts={predicts}")
+    run = fit(*SMALL, f"--model.path={path}", f"--model.objective.prediction={predicts}")
     scores = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert scores["nfe"] == nfe
     losses = [
@@ -87,4 +87,4 @@ def test_a_score_of_a_toy_source_is_refused():
     from fmlightning.flow.toys import EightGaussians
 
     with pytest.raises(ValueError, match="Gaussian source"):
-        FlowMatching(TimeMLP(), predicts="score", source=EightGaussians())
+        FlowMatching(TimeMLP(), prediction="score", source=EightGaussians())

@@ -28,6 +28,9 @@ class Coupling(ABC):
     independent: bool = False
     """Whether x0 is independent of x1: only then does a velocity give the score."""
 
+    fitted: bool = False
+    """Whether pairs come from a potential that is fitted once to the whole training set."""
+
     ot_batch_size: int | None = None
     """How many points are paired at a time; None for those of a global batch."""
 

@@ -105,6 +105,8 @@ class SemidiscreteOT(Coupling):
     max_steps: int = 10_000
     rate: float = 0.1
 
+    fitted = True
+
     def __post_init__(self) -> None:
         for name in ("tolerance", "batch_size", "max_steps", "rate"):
             if not 0 < getattr(self, name) < math.inf:

@@ -69,7 +69,10 @@ class MaximumLikelihood(Objective):
         return CFM(self.prediction)
 
     def __post_init__(self) -> None:
-        _ = self.solver, self.regression  # refuse tolerances that are not positive, and unknown predictions
+        _ = (
+            self.solver,
+            self.regression,
+        )  # refuse tolerances that are not positive, and unknown predictions
 
     def check(self, recipe: Recipe, network: nn.Module, data: Any) -> None:
         self.regression.check(recipe, network, data)

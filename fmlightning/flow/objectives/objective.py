@@ -90,7 +90,13 @@ class Draw(NamedTuple):
 
     def rows(self, chosen: slice) -> "Draw":
         """The draw of some samples."""
-        return Draw(*(None if v is None else v[chosen] for v in self[:6]), self.streams)
+
+        def part(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[chosen]
+
+        noise, y, dropped = map(part, (self.noise, self.y, self.dropped))
+        x0, x1, times = self.x0[chosen], self.x1[chosen], self.times[chosen]
+        return Draw(x0, x1, times, noise, y, dropped, self.streams)
 
 
 class Losses(NamedTuple):

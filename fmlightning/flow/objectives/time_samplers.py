@@ -16,7 +16,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from fmlightning.flow.paths.schedules import bisect
+from fmlightning.flow.paths.affine import bisect
 from fmlightning.flow.shapes import PerSample
 
 

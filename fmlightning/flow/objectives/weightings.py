@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fmlightning.flow.paths.predictions import Prediction, check, velocity_coefficients
 from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
+from fmlightning.flow.paths.predictions import Prediction, affine, check, velocity_coefficients
 from fmlightning.flow.shapes import Times
 
 
@@ -63,7 +64,8 @@ class EDM(Weighting):
         if not self.sigma_data > 0:
             raise ValueError(f"sigma_data={self.sigma_data} must be positive")
 
-    def __call__(self, t: Times, path: AffinePath, prediction: Prediction) -> Times:
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
+        path = affine(path, type(self).__name__)
         return data_weight(t, path, prediction) * (
             path.alpha_over_sigma(t) ** 2 + self.sigma_data**-2
         )
@@ -85,7 +87,8 @@ class MinSNR(Weighting):
         if not self.gamma > 0:
             raise ValueError(f"gamma={self.gamma} must be positive")
 
-    def __call__(self, t: Times, path: AffinePath, prediction: Prediction) -> Times:
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
+        path = affine(path, type(self).__name__)
         return data_weight(t, path, prediction) * (path.alpha_over_sigma(t) ** 2).clamp(
             max=self.gamma
         )

@@ -101,5 +101,3 @@ class GaussianPath(Path):
                         f"t = 1 needs {wanted} there, within end_tolerance={self.end_tolerance:g}"
                     )
         self.seen.append(True)
-
-

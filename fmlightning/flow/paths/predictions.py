@@ -121,9 +121,7 @@ def to_endpoints(
         return EndPoints(p * output + q * xt, r * output + s * xt)
     if prediction == "data":
         require_finite(prediction, "noise", path, t, 1 / std)
-        return EndPoints(
-            output, (xt - expand_like(alpha, xt) * output) / expand_like(std, xt)
-        )
+        return EndPoints(output, (xt - expand_like(alpha, xt) * output) / expand_like(std, xt))
     x0 = output if prediction == "noise" else -expand_like(std, xt) * output
     require_finite(prediction, "data point", path, t, 1 / alpha)
     return EndPoints((xt - expand_like(std, xt) * x0) / expand_like(alpha, xt), x0)

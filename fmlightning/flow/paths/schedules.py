@@ -4,11 +4,9 @@ Source: the table of Lipman et al. 2024, arXiv:2412.06264, sec. 4, and the paper
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fmlightning.flow.paths.affine import AffinePath, Curve, derivative
 from fmlightning.flow.paths.path import T_EPS
@@ -63,7 +61,9 @@ class IndependentCFM(AffinePath):
 
     def __post_init__(self) -> None:
         if not self.noise_std > 0:
-            raise ValueError(f"noise_std={self.noise_std} must be positive; without noise use Linear")
+            raise ValueError(
+                f"noise_std={self.noise_std} must be positive; without noise use Linear"
+            )
 
     def alpha(self, t: Times) -> Times:
         return t
@@ -102,7 +102,9 @@ class SchrodingerBridge(AffinePath):
 
     def __post_init__(self) -> None:
         if not self.noise_std > 0:
-            raise ValueError(f"noise_std={self.noise_std} must be positive; without noise use Linear")
+            raise ValueError(
+                f"noise_std={self.noise_std} must be positive; without noise use Linear"
+            )
         check_t_eps(self.t_eps)
 
     @property
@@ -416,3 +418,6 @@ def require_rise(path: AffinePath, count: int = 1000) -> None:
 def check_t_eps(t_eps: float) -> None:
     if not 0 < t_eps < 0.5:
         raise ValueError(f"t_eps={t_eps} must lie in (0, 0.5): the path is singular at its end")
+
+
+Schedule = AffinePath  # TEMP

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import TrainedField, at
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import Labels
 from fmlightning.flow.solvers.ode import ODESolver, Solution
@@ -20,7 +19,7 @@ from fmlightning.flow.sources import Source
 
 def source_points(source: Source, seed: int, index: Tensor, event_shape: Sequence[int]) -> Tensor:
     """The source points of the given samples, (B, *S)."""
-    return source.rows(Key(seed).fold("sampling").rows(index), event_shape)
+    return source.sample_keyed(Key(seed).fold("sampling").streams(index), event_shape)
 
 
 def path_noise(
@@ -29,7 +28,7 @@ def path_noise(
     """The noise that a path with gamma > 0 starts with, (B, *S); None for the others."""
     if not schedule.stochastic:
         return None
-    return Key(seed).fold("sampling", "eps").rows(index).normal(event_shape)
+    return Key(seed).fold("sampling", "eps").streams(index).normal(event_shape)
 
 
 @torch.no_grad()
@@ -54,7 +53,7 @@ def generate(
         eps: the noise of a path with gamma > 0 at its start, (B, *S), as from `path_noise`.
     """
     t_min, t_max = field.interval
-    start = AffinePath(field.schedule).start(x0, t_min, eps)
+    start = field.schedule.start(x0, t_min, eps)
     solution = solver.solve(field.given(y), start, t_min, t_max, save_at, schedule=field.schedule)
     if t_max == 1:
         return solution

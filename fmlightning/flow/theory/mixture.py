@@ -32,9 +32,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fmlightning.flow.objectives.cfm import mean_square
-from fmlightning.flow.paths.predictions import Prediction, check
 from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.path import T_EPS
+from fmlightning.flow.paths.predictions import Prediction, check
 from fmlightning.flow.shapes import (
     Field,
     Labels,
@@ -226,6 +226,9 @@ class MixturePath:
         one = torch.ones((), dtype=torch.float64)
         blurred = bool(self.path.variance(one) > 0) or bool((self.mixture.stds > 0).all())
         return low, high if blurred else min(high, 1 - T_EPS)
+
+    schedule = property(lambda self: self.path)  # TEMP
+    interval = property(lambda self: self.t_range)  # TEMP
 
     def law(self, t: float) -> GaussianMixture:
         """The law of x_t: the true start at t = 0, the blurred target at t = 1."""

@@ -29,7 +29,8 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import log_prob
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import cfm_loss
-from fmlightning.flow.paths.affine import AffinePath, PathSample
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import PathSample
 from fmlightning.flow.paths.predictions import PREDICTIONS, Prediction
 from fmlightning.flow.paths.schedules import (
     Curves,
@@ -37,7 +38,6 @@ from fmlightning.flow.paths.schedules import (
     Linear,
     LinearVP,
     Polynomial,
-    AffinePath,
     SchrodingerBridge,
     Trigonometric,
     VarianceExploding,
@@ -89,7 +89,7 @@ class Row(NamedTuple):
     """One theorem on one path: what was measured and what it may be."""
 
     name: str
-    schedule: str
+    path: str
     value: float
     tolerance: float
     passed: bool
@@ -110,7 +110,7 @@ def label(schedule: AffinePath) -> str:
         ]
         changed = [f"{key}={value}" for key, value, default in settings if value != default]
         name += f"({', '.join(changed)})" if changed else ""
-    low, high = schedule.interval
+    low, high = schedule.t_range
     return f"{name} on [{low:g}, {high:g}]"
 
 
@@ -143,7 +143,7 @@ def continuity_broken(schedule: AffinePath) -> Row:
 
 def drift(path: MixturePath, x: Points, t: Times) -> Points:
     """V grad log p: of the size of x at all times, so that it weighs against any velocity."""
-    return path.schedule.variance(t)[:, None] * path.score(x, t)
+    return path.path.variance(t)[:, None] * path.score(x, t)
 
 
 def continuity_residual(path: MixturePath, field: Field, x: Points, t: Times) -> PerSample:
@@ -159,7 +159,7 @@ def continuity_residual(path: MixturePath, field: Field, x: Points, t: Times) ->
 
 def cloud(path: MixturePath, num_times: int = 24, per_time: int = 64) -> tuple[Points, Times]:
     """Points where the path is likely, and twice as far out, at times that avoid both ends."""
-    low, high = path.interval
+    low, high = path.t_range
     times = low + (high - low) * (torch.arange(num_times, dtype=F64) + 0.5) / num_times
     generator = KEY.fold("cloud").generator()
     shape = (per_time, *(path.mixture.event_shape or ()))
@@ -169,7 +169,7 @@ def cloud(path: MixturePath, num_times: int = 24, per_time: int = 64) -> tuple[P
 
 def marginalisation(schedule: AffinePath) -> Row:
     """(2) for a finite data set, with the posterior by Bayes' rule on the conditional paths."""
-    path, conditional = POINTS.along(schedule), AffinePath(schedule)
+    path, conditional = POINTS.along(schedule), schedule
     x, t = cloud(path)
     alpha, variance = schedule.alpha(t)[:, None], schedule.variance(t)[:, None]
     each = [conditional.velocity(x, y.expand_as(x), t) for y in POINTS.means]
@@ -240,7 +240,7 @@ def gradient(schedule: AffinePath) -> Row:
 
 def conditional_loss(network: nn.Module, schedule: AffinePath, num_nodes: int = 33) -> Tensor:
     """L_CFM on the line: over time, component, and the normal numbers behind x1, x0 and eps."""
-    times, time_weights = legendre(LINE.along(schedule).interval)
+    times, time_weights = legendre(LINE.along(schedule).t_range)
     axes = 3 if schedule.stochastic else 2
     nodes = torch.linspace(-8, 8, num_nodes, dtype=F64)
     normal = torch.cartesian_prod(*[nodes] * axes)
@@ -249,7 +249,7 @@ def conditional_loss(network: nn.Module, schedule: AffinePath, num_nodes: int = 
     k = torch.arange(len(LINE.means)).repeat_interleave(len(normal))
     x1 = LINE.means[k] + LINE.stds[k, None] * z[:, :1]
     weights = LINE.weights[k] * density.repeat(len(LINE.means)) / density.sum()
-    path, total = AffinePath(schedule), torch.zeros((), dtype=F64)
+    path, total = schedule, torch.zeros((), dtype=F64)
     for t, weight in zip(times, time_weights, strict=True):
         time = t.repeat(len(x1))
         sample = path.sample(z[:, 1:2], x1, time, z[:, 2:] if axes == 3 else None)
@@ -261,7 +261,7 @@ def marginal_loss(network: nn.Module, schedule: AffinePath) -> tuple[Tensor, Ten
     """L_FM and C on the line: over time and x."""
     path, field = LINE.along(schedule), NetworkField(network, schedule)
     fm, C = torch.zeros((), dtype=F64), torch.zeros((), dtype=F64)
-    for t, weight in zip(*legendre(path.interval), strict=True):
+    for t, weight in zip(*legendre(path.t_range), strict=True):
         law = path.law(float(t))
         reach = 10 * float(law.stds.max())
         ends = float(law.means.min()) - reach, float(law.means.max()) + reach
@@ -299,9 +299,9 @@ def plane_sample(schedule: AffinePath, count: int) -> PathSample:
     generator = KEY.fold("monte carlo").generator()
     x1 = PLANE.sample((count, 2), generator, F64)
     x0, eps = torch.randn(2, count, 2, generator=generator, dtype=F64)
-    low, high = PLANE.along(schedule).interval
+    low, high = PLANE.along(schedule).t_range
     t = low + (high - low) * torch.rand(count, generator=generator, dtype=F64)
-    return AffinePath(schedule).sample(x0, x1, t, eps)
+    return schedule.sample(x0, x1, t, eps)
 
 
 def standard_errors(values: PerSample) -> Tensor:
@@ -311,7 +311,7 @@ def standard_errors(values: PerSample) -> Tensor:
 def transport(schedule: AffinePath) -> Row:
     """(4): largest error of log p along exact trajectories, in nats."""
     path = PLANE.along(schedule)
-    low, high = path.interval
+    low, high = path.t_range
     x = path.law(high).sample((256, 2), KEY.fold("transport").generator(), F64)
     start, change = backwards(path, x)
     error = path.law(low).log_prob(start) + change - path.law(high).log_prob(x)
@@ -321,7 +321,7 @@ def transport(schedule: AffinePath) -> Row:
 def transport_of_samples(schedule: AffinePath) -> Row:
     """Samples carried from p_0 against samples of p_1: log p, means and squares, in standard errors."""
     path = PLANE.along(schedule)
-    low, high = path.interval
+    low, high = path.t_range
     generator = KEY.fold("samples").generator()
     x0 = path.law(low).sample((4096, 2), generator, F64)
     carried = ODESolver(rtol=1e-6, atol=1e-6).solve(path.velocity, x0, low, high).x
@@ -338,7 +338,7 @@ def mass(schedule: AffinePath) -> Row:
     """(5) for the density that sampling gives: from the start law it uses, by the flow, on a grid."""
     path, solver = PLANE.along(schedule), ODESolver("dopri8", rtol=1e-6, atol=1e-6)
     x, cell = grid(40, 4.8)
-    log_p = log_prob(path, x, Gaussian(), schedule, solver, interval=path.interval)
+    log_p = log_prob(path, x, Gaussian(), schedule, solver, t_range=path.t_range)
     total = log_p.exp().sum() * cell
     return at_most("mass is kept", schedule, (total - 1).abs(), 1e-5)
 
@@ -346,7 +346,7 @@ def mass(schedule: AffinePath) -> Row:
 def start_floor(schedule: AffinePath) -> Row:
     """KL(p_0 | start law) in nats, below the bound alpha^2 E|x1|^2 / 2V that convexity gives."""
     path = PLANE.along(schedule)
-    low = path.interval[0]
+    low = path.t_range[0]
     time = torch.tensor(low, dtype=F64)
     true, used = path.law(low), path.start(low)
     x, cell = grid(160, 8 * float(used.stds))
@@ -359,7 +359,7 @@ def start_floor(schedule: AffinePath) -> Row:
 
 def backwards(path: MixturePath, x: Points) -> tuple[Points, PerSample]:
     """Where x came from, and minus the integral of the divergence on the way there."""
-    low, high = path.interval
+    low, high = path.t_range
 
     def augmented(state: Tensor, t: Tensor) -> Tensor:
         x = state[:, :-1]

@@ -22,8 +22,8 @@ from fmlightning.flow.paths.schedules import (
 SCHEDULES = {
     "linear": Linear(),
     "linear sigma_min": Linear(sigma_min=0.1),
-    "icfm": IndependentCFM(s=0.3),
-    "bridge": SchrodingerBridge(s=0.7),
+    "icfm": IndependentCFM(noise_std=0.3),
+    "bridge": SchrodingerBridge(noise_std=0.7),
     "vp": VariancePreserving(),
     "vp beta_min=0": VariancePreserving(beta_min=0.0, beta_max=5.0),
     "ve": VarianceExploding(),
@@ -113,20 +113,20 @@ def test_variance_preserving_paths_preserve_variance(name):
 def test_singular_ends_are_outside_the_interval_and_no_others():
     """E|u_t|^2 is finite at an end exactly if every derivative is."""
     for name, schedule in SCHEDULES.items():
-        low, high = schedule.interval
+        low, high = schedule.t_range
         regular = torch.stack(schedule(ENDS)[3:]).isfinite().all(0).tolist()
         assert [low == 0, high == 1] == regular, name
-        assert torch.stack(schedule(torch.tensor(schedule.interval))).isfinite().all(), name
+        assert torch.stack(schedule(torch.tensor(schedule.t_range))).isfinite().all(), name
 
 
 @pytest.mark.parametrize(
     "make", [VariancePreserving, VarianceExploding, LinearVP, SchrodingerBridge]
 )
 def test_the_margin_is_named_and_can_be_chosen(make):
-    assert make().interval[1] == 1 - 1e-3
-    assert make(margin=0.01).interval[1] == 0.99
-    with pytest.raises(ValueError, match=r"margin=0\.0"):
-        make(margin=0.0)
+    assert make().t_range[1] == 1 - 1e-3
+    assert make(t_eps=0.01).t_range[1] == 0.99
+    with pytest.raises(ValueError, match=r"t_eps=0\.0"):
+        make(t_eps=0.0)
 
 
 @every

@@ -185,12 +185,12 @@ def test_it_counts_its_evaluations_and_saves_states():
     torch.testing.assert_close(solution.states[1], half)
 
 
-@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
 @pytest.mark.parametrize("schedule", [Linear(), VariancePreserving(), VarianceExploding(0.05, 5.0)])
-def test_whatever_a_network_predicts_the_samples_are_the_same(predicts, schedule):
+def test_whatever_a_network_predicts_the_samples_are_the_same(prediction, schedule):
     path = MIXTURE.along(schedule)
     field = NetworkField(
-        OracleNetwork(path, predicts), schedule, predicts, source=Gaussian(), independent=True
+        OracleNetwork(path, prediction), schedule, prediction, source=Gaussian(), independent=True
     )
     solver = ODESolver("dpmpp_2m", 64, grid=LogSNRGrid())
     solution = generate(field, normal(), solver)

@@ -48,7 +48,7 @@ def law_of_samples(schedule: Schedule) -> verify.Row:
     g = keys.Key(0).generator()
     x0, eps = torch.randn(2, 20_000, 2, generator=g, dtype=torch.float64)
     x1 = verify.PLANE.sample((20_000, 2), g, torch.float64)
-    made = path.log_prob(paths.AffinePath(schedule).sample(x0, x1, time, eps).xt, time)
+    made = path.log_prob(paths.schedule.sample(x0, x1, time, eps).xt, time)
     true = path.log_prob(path.law(0.6).sample((20_000, 2), g, torch.float64), time)
     z = (made.mean() - true.mean()) / ((made.var() + true.var()) / 20_000) ** 0.5
     return verify.at_most("law of samples", schedule, z.abs(), 4.0)
@@ -123,9 +123,9 @@ def only_sigma(original):
 def determinant_with_plus(original):
     """D = alpha' std + alpha std' for data predictions."""
 
-    def wrong(predicts, schedule, t):
-        a, b = original(predicts, schedule, t)
-        return (a, schedule.d_alpha(t) + schedule.alpha(t) * a) if predicts == "data" else (a, b)
+    def wrong(prediction, schedule, t):
+        a, b = original(prediction, schedule, t)
+        return (a, schedule.d_alpha(t) + schedule.alpha(t) * a) if prediction == "data" else (a, b)
 
     return wrong
 
@@ -135,7 +135,7 @@ def score_without_std(original):
 
 
 def network_sees_raw(original):
-    return lambda network, schedule, x, t, y=None, rows=None: network(x, t.expand(len(x)))
+    return lambda network, schedule, x, t, y=None, streams=None: network(x, t.expand(len(x)))
 
 
 def without_spread_of_means(original):
@@ -246,7 +246,7 @@ MUTATIONS = {
         VarianceExploding(),
     ),
 }
-CONTROLS = {(m.theorem, m.schedule) for m in MUTATIONS.values()}
+CONTROLS = {(m.theorem, m.path) for m in MUTATIONS.values()}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
