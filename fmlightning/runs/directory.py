@@ -7,20 +7,18 @@ The hash covers what changes the result, not the machine it was computed on, so 
 later command finds the same directory. Reading one needs neither torch nor Lightning.
 """
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.checksum import require_whole, sealed_step
-
+from fmlightning.runs.config_hash import config_hash
 
 RUN_FILES = {
     "config.yaml",

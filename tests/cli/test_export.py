@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from fmlightning.runs.weights import read_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fmlightning as package
 from fmlightning.runs.directory import Run
+from fmlightning.runs.weights import read_weights
 
 SMALL = ("--trainer.max_steps=4", "--data.val_size=64", "--evaluation.judges=[]")
 

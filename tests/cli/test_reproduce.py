@@ -12,12 +12,12 @@ import time
 
 import pytest
 import torch
-from fmlightning.runs.checkpoint import read_checkpoint
-from fmlightning.runs.config_hash import config_hash
 
 from fmlightning.__main__ import main
 from fmlightning.cli.reproduce import WHERE_AND_HOW_FAST, beside, vacant, watch
+from fmlightning.runs.checkpoint import read_checkpoint
 from fmlightning.runs.compare import Record, compare, compare_metric, compare_tensors
+from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run
 from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 

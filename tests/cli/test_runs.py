@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fmlightning.runs.config_hash import config_hash
 
 import fmlightning as package
+from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import require_vacant, run_directory
 
 STEPS = ("--trainer.max_steps=4",)

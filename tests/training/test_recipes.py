@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from fmlightning.runs.weights import read_weights
 from torch.optim import SGD, lr_scheduler
 
 from fmlightning.cli import device as native
@@ -12,6 +11,7 @@ from fmlightning.cli.load import load
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.runs.directory import Run
+from fmlightning.runs.weights import read_weights
 from fmlightning.training.lr_schedules import (
     Constant,
     Cosine,

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
 from fmlightning.flow.toys import EightGaussians
 from fmlightning.metrics.means import MeanWithError
@@ -90,7 +91,6 @@ def exact_path(module: FlowMatching, data: Any) -> MixturePath | None:
     if isinstance(law, EightGaussians):
         law = GaussianMixture.of_eight_gaussians(law)
     path, independent = module.path, module.recipe.coupling.independent
-    exact = isinstance(law, GaussianMixture) and isinstance(path, AffinePath)
-    if not (exact and module.source.gaussian and independent):
+    if not isinstance(law, GaussianMixture) or not isinstance(path, AffinePath):
         return None
-    return law.along(path)
+    return law.along(path) if module.source.gaussian and independent else None

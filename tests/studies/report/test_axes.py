@@ -1,9 +1,9 @@
 """Configs as options, and what differs between them."""
 
 import pytest
-from fmlightning.runs.config_hash import config_hash, result_parts
 from paper_runs import config
 
+from fmlightning.runs.config_hash import config_hash, result_parts
 from fmlightning.studies.report.axes import Labels, called, differing, flat, same, split
 from fmlightning.studies.report.records import ADAPTIVE, written
 

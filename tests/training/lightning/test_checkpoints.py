@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fmlightning.runs.checkpoint import read_checkpoint
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from fmlightning.cli.load import load
+from fmlightning.runs.checkpoint import read_checkpoint
 from fmlightning.runs.checksum import put_in_place, require_whole, seal, seal_file, sealed_step
 from fmlightning.runs.directory import Run
 from fmlightning.training.lightning.checkpoints import Checkpoints, ChecksummedFiles
