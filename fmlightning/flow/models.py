@@ -1,8 +1,8 @@
 r"""Models: what a trained network is.
 
-A network is any `net(x, t, y=None) -> like x`. A model is what solvers, likelihoods and metrics see of it, and says what
-it offers: a velocity (x, t) -> v, a jump (x, s, t) -> X_{s,t}(x) of its flow map, or a posterior (x, t) -> probabilities.
-`NetworkField` makes a velocity of a network, whatever the network predicts.
+A network is any `net(x, t, y=None) -> like x`. A model is what solvers, likelihoods and metrics see of it, and says
+what it offers: a velocity (x, t) -> v, a jump (x, s, t) -> X_{s,t}(x) of its flow map, or a posterior
+(x, t) -> probabilities. `NetworkField` makes a velocity of a network, whatever the network predicts.
 """
 
 import inspect

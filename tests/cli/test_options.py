@@ -26,7 +26,10 @@ REFUSED = {
     "unknown network": ([*MOONS, "--model.network=UNt"], ["UNt", "did you mean UNet?"]),
     "unknown target": ([*MOONS, "--data.target=Mons"], ["Mons", "did you mean Moons?"]),
     "unknown solver": ([*MOONS, "--model.solver.method=rk99"], ["model.solver.method", "rk99", "dopri5"]),
-    "unknown prediction": ([*MOONS, "--model.objective.prediction=speed"], ["model.objective.prediction", "speed", "velocity"]),
+    "unknown prediction": (
+        [*MOONS, "--model.objective.prediction=speed"],
+        ["model.objective.prediction", "speed", "velocity"],
+    ),
     "bad path value": ([*MOONS, "--model.path=Linear", "--model.path.sigma_min=2"], ["sigma_min=2", "[0, 1)"]),
     "negative batch": ([*MOONS, "--data.batch_size=-8"], ["data.batch_size=-8", "at least 1"]),
     "batch over data": ([*DIGITS, "--data.batch_size=5000"], ["batch_size=5000", "1297"]),

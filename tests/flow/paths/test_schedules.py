@@ -5,18 +5,17 @@ import math
 import pytest
 import torch
 
+from fmlightning.flow.paths.affine import AffinePath, bisect
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
     Linear,
     LinearVP,
     Polynomial,
-    Schedule,
     SchrodingerBridge,
     Trigonometric,
     VarianceExploding,
     VariancePreserving,
-    bisect,
 )
 
 SCHEDULES = {
@@ -147,7 +146,7 @@ def test_snr_inverse_agrees_with_bisection(schedule):
     torch.testing.assert_close(schedule.alpha_over_sigma_inverse(ratio), slow, rtol=0, atol=1e-12)
     assert type(
         schedule
-    ).alpha_over_sigma_inverse is not Schedule.alpha_over_sigma_inverse or torch.equal(
+    ).alpha_over_sigma_inverse is not AffinePath.alpha_over_sigma_inverse or torch.equal(
         slow, schedule.alpha_over_sigma_inverse(ratio)
     )
 
