@@ -28,6 +28,9 @@ class Source(ABC):
     gaussian: bool = False
     """Whether the law is N(0, I), which scores and stochastic samplers need."""
 
+    paired: bool = False
+    """True where each x0 comes with its x1, from the data: there is nothing to draw."""
+
     @abstractmethod
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         """Points from uniform numbers u (B, uniforms) in (0, 1) and normal numbers z (B, *S)."""
@@ -100,6 +103,8 @@ class PairedSource(Source):
     """
 
     points: Tensor = field(repr=False)
+
+    paired = True
 
     @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
