@@ -60,8 +60,8 @@ class ToyData(FlowData):
 
     def draw(self, split: str, size: int) -> torch.Tensor:
         """The fixed sample of a split; it does not depend on the seed of the run."""
-        rows = Key(0).fold("toy", split).rows(torch.arange(size))
-        return self.target.part(split).rows(rows, self.event_shape)
+        streams = Key(0).fold("toy", split).streams(torch.arange(size))
+        return self.target.part(split).sample_keyed(streams, self.event_shape)
 
     @property
     def splits(self) -> dict[str, str]:

@@ -97,8 +97,8 @@ class NegativeLogLikelihood(Judge):
             False
         ):  # where the network looks labels up while gradients are on
             y = None if self.labels is None else self.labels.clone().to(index.device)[index.clone()]
-        rows = Key(0).fold("probe").rows(index)
-        probe = hutchinson_probe(rows, x1) if self.divergence == "hutchinson" else None
+        streams = Key(0).fold("probe").streams(index)
+        probe = hutchinson_probe(streams, x1) if self.divergence == "hutchinson" else None
         found = likelihood(
             field.given(y), x1, source, field.schedule, self.solver, interval=field.interval, probe=probe
         )  # fmt: skip

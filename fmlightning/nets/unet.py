@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
 
@@ -144,16 +144,16 @@ class UNet(nn.Module):
             start_as_edm(self)
 
     def forward(
-        self, x: Points, t: PerSample, y: Labels | None = None, rows: Rows | None = None
+        self, x: Points, t: PerSample, y: Labels | None = None, streams: KeyedStreams | None = None
     ) -> Points:
         """The prediction at x (B, in_channels, H, W).
 
         Args:
             y: labels; `num_classes`, or None for the whole batch, stands for "no label".
-            rows: keyed streams of the samples, needed while training with dropout.
+            streams: keyed streams of the samples, needed while training with dropout.
 
         Raises:
-            ValueError: x has other channels or a size that cannot be halved often enough, or rows are missing.
+            ValueError: x has other channels or a size that cannot be halved often enough, or streams are missing.
         """
         self.check(x)
         e = self.time(t)
@@ -161,12 +161,12 @@ class UNet(nn.Module):
         h = self.input(x)
         skips = [h]
         for stage in self.encoder:
-            h = stage(h, e, rows)
+            h = stage(h, e, streams)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, e, rows)
+            h = stage(h, e, streams)
         for stage in self.decoder:
-            h = stage(torch.cat((h, skips.pop()), 1), e, rows)
+            h = stage(torch.cat((h, skips.pop()), 1), e, streams)
         return self.output(F.silu(self.norm(h))).to(x.dtype)
 
     def check(self, x: Tensor) -> None:
@@ -197,10 +197,10 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention, self.upsample = block, attention, upsample
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
-        h = self.block(x, e, rows)
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
+        h = self.block(x, e, streams)
         h = h if self.attention is None else self.attention(h)
-        return h if self.upsample is None else self.upsample(h, e, rows)
+        return h if self.upsample is None else self.upsample(h, e, streams)
 
 
 class Block(nn.Module):
@@ -229,10 +229,10 @@ class Block(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         self.resample = resample or nn.Identity()
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         h = F.silu(self.modulated(h, self.affine(e)[:, :, None, None]))
-        h = self.conv2(self.dropout(h, rows))
+        h = self.conv2(self.dropout(h, streams))
         return joined(self.skip(self.resample(x)), h, self.skip_scale)
 
     def modulated(self, h: Tensor, e: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
         return self.conv(x)
 
 
@@ -284,7 +284,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels)
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

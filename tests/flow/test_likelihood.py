@@ -99,7 +99,7 @@ def test_hutchinson_is_right_on_average(shape, law):
     n, t = 20_000 if shape == "points" else 4000, scalar(0.7)
     for sample in x[:2]:
         many = sample[None].expand(n, *sample.shape).contiguous()
-        probe = hutchinson_probe(Key(6).rows(torch.arange(n)), many, law)
+        probe = hutchinson_probe(Key(6).streams(torch.arange(n)), many, law)
         estimates = divergence(field, many, t, probe)[1]
         exact = trace_of_jacobian(field, sample[None], t)[0]
         # 4 standard errors; Rademacher's are zero for a diagonal Jacobian, hence the 1e-9
@@ -117,15 +117,15 @@ def test_hutchinson_has_the_variance_of_the_books(law):
     )
     n = 40_000
     x = torch.zeros(n, 3, dtype=torch.float64)
-    probe = hutchinson_probe(Key(7).rows(torch.arange(n)), x, law)
+    probe = hutchinson_probe(Key(7).streams(torch.arange(n)), x, law)
     _, estimates = divergence(lambda x, t: x @ matrix.T, x, scalar(0.0), probe)
     # the relative error of a variance of heavy-tailed numbers, about sqrt(15 / n)
     assert estimates.var() == pytest.approx(float(expected), rel=4 * math.sqrt(15 / n))
 
 
 def test_probes_are_keyed_by_sample():
-    whole = hutchinson_probe(Key(1).rows(torch.arange(8)), torch.zeros(8, 3, 2))
-    part = hutchinson_probe(Key(1).rows(torch.tensor([5, 2])), torch.zeros(2, 3, 2))
+    whole = hutchinson_probe(Key(1).streams(torch.arange(8)), torch.zeros(8, 3, 2))
+    part = hutchinson_probe(Key(1).streams(torch.tensor([5, 2])), torch.zeros(2, 3, 2))
     assert torch.equal(part, whole[[5, 2]])
     assert set(whole.flatten().tolist()) == {-1.0, 1.0}
 
@@ -180,7 +180,7 @@ def test_midpoint_takes_the_divergence_once_a_step():
 def test_hutchinson_likelihood_is_right_on_average():
     n, x = 400, data(1)
     path, many = MIXTURE.along(Linear()), x.expand(n, 2).contiguous()
-    probe = hutchinson_probe(Key(8).rows(torch.arange(n)), many)
+    probe = hutchinson_probe(Key(8).streams(torch.arange(n)), many)
     solver = ODESolver("rk4", 40)
     found = log_prob(path.velocity, many, Gaussian(), Linear(), solver, probe=probe)
     exact = MIXTURE.log_prob(x)[0]
@@ -206,7 +206,7 @@ def test_it_runs_where_gradients_are_off(mode, method):
     plain = log_prob(net, IMAGES, Gaussian(), Linear(), solver)
     with mode():
         inside = IMAGES * 1.0  # made inside: an inference tensor under inference_mode
-        probe = hutchinson_probe(Key(0).rows(torch.arange(3)), inside)
+        probe = hutchinson_probe(Key(0).streams(torch.arange(3)), inside)
         found = log_prob(net, inside, Gaussian(), Linear(), solver)
         log_prob(net, inside, Gaussian(), Linear(), solver, probe=probe)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
@@ -408,7 +408,7 @@ def test_the_gradient_goes_through_attention(kind):
     for p in net.parameters():
         p.data.copy_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     x1 = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64)
-    probe = hutchinson_probe(Key(7).rows(torch.arange(2)), x1)
+    probe = hutchinson_probe(Key(7).streams(torch.arange(2)), x1)
 
     def loss():
         field, solver = NetworkField(net, Linear()), ODESolver("midpoint", 2)

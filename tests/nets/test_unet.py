@@ -268,14 +268,14 @@ def test_dropout_is_keyed_by_sample(kind):
     x, t, y = inputs()
     net = network(dropout=0.3, **KINDS[kind]).train()
     index = torch.arange(5) + 40
-    out = net(x, t, y, G.rows(index))
+    out = net(x, t, y, G.streams(index))
     some = [3, 1]
-    part = net(x[some], t[some], y[some], G.rows(index[some]))
+    part = net(x[some], t[some], y[some], G.streams(index[some]))
     assert relative(part, out[some]) < 1e-5  # float32 rounding
-    assert relative(net(x, t, y, G.fold(1).rows(index)), out) > 0.01
-    with pytest.raises(ValueError, match="rows="):
+    assert relative(net(x, t, y, G.fold(1).streams(index)), out) > 0.01
+    with pytest.raises(ValueError, match="streams="):
         net(x, t, y)
-    assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.rows(index)))
+    assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.streams(index)))
 
 
 @pytest.mark.parametrize(("resample", "more"), [("conv", 0), ("block", 2)])
@@ -324,9 +324,9 @@ def test_bf16_autocast_is_close_and_keeps_the_type():
 def equal_when_compiled(backend, **settings):
     x, t, y = inputs()
     net = network(dropout=0.2, **settings).train()
-    rows = G.rows(torch.arange(5))
+    streams = G.streams(torch.arange(5))
     compiled = torch.compile(net, fullgraph=True, backend=backend)
-    return relative(compiled(x, t, y, rows), net(x, t, y, rows))
+    return relative(compiled(x, t, y, streams), net(x, t, y, streams))
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddpm", "adm")]

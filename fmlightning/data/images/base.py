@@ -228,13 +228,13 @@ class ImageData(FlowData):
         index = block.index.to(self.device)
         pixels = block.pixels.to(self.device, non_blocking=True)
         if flip is not None:
-            mirrored = (flip.rows(index).bits(1) & 1 == 1)[:, :, None, None]
+            mirrored = (flip.streams(index).bits(1) & 1 == 1)[:, :, None, None]
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         if noise is None:
             u = torch.full(pixels.shape, 0.5, device=self.device)
         else:
             # in float32 a larger u would carry k + u to the next level
-            u = noise.rows(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
+            u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
         batch = {"x1": dequantise(pixels, u, LEVELS)}
         if self.num_classes and block.y is not None:
             batch["y"] = block.y.to(self.device)

@@ -80,7 +80,7 @@ class DigitsData(FlowData):
 
     def batch(self, split: str, index: Tensor, key: Key) -> Batch:
         pixels = self.images[split][index]
-        x1 = dequantise(pixels, key.rows(index).uniform(self.event_shape), LEVELS)
+        x1 = dequantise(pixels, key.streams(index).uniform(self.event_shape), LEVELS)
         return {"x1": x1, "y": self.targets[split][index]} if self.num_classes else {"x1": x1}
 
 

@@ -207,7 +207,7 @@ class LatentData(FlowData):
         index, epoch = self.order.indices(step)[rows], self.order.epoch(step)
         moments, y = self.store.take("reference", index)
         if self.flip:
-            mirrored = self.key.fold("flip", epoch).rows(index).bits(1)[:, 0] & 1 == 1
+            mirrored = self.key.fold("flip", epoch).streams(index).bits(1)[:, 0] & 1 == 1
             moments[mirrored] = self.store.take("mirrored", index[mirrored])[0]
         return self.points(
             moments, y, self.key.fold("latent", epoch) if self.drawn else None, index
@@ -229,7 +229,7 @@ class LatentData(FlowData):
         """Equation (1)."""
         x1 = moments[:, 0]
         if noise is not None:
-            x1 = x1 + moments[:, 1] * noise.rows(index).normal(self.event_shape)
+            x1 = x1 + moments[:, 1] * noise.streams(index).normal(self.event_shape)
         batch = {"x1": self.scale * x1}
         return {**batch, "y": y} if self.num_classes else batch
 

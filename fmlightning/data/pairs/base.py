@@ -84,7 +84,7 @@ class CorruptedData(FlowData):
 
     def spoilt(self, batch: Batch, key: Key, index: Tensor) -> Batch:
         """A batch with its x0; the noise is keyed by the samples' numbers."""
-        return {**batch, "x0": self.corruption(batch["x1"], key.rows(index))}
+        return {**batch, "x0": self.corruption(batch["x1"], key.streams(index))}
 
 
 class CorruptedBlocks:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Points
 
 REACH = 3
@@ -40,9 +40,9 @@ class Corruption(ABC):
     def degrade(self, x1: Points) -> Points:
         """C of clean images (B, C, H, W)."""
 
-    def __call__(self, x1: Points, rows: Rows) -> Points:
+    def __call__(self, x1: Points, streams: KeyedStreams) -> Points:
         """The spoilt images; the noise of each is a function of its row."""
-        return self.degrade(x1) + self.noise * rows.normal(x1.shape[1:], dtype=x1.dtype)
+        return self.degrade(x1) + self.noise * streams.normal(x1.shape[1:], dtype=x1.dtype)
 
 
 @dataclass(frozen=True)

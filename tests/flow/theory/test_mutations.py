@@ -135,7 +135,7 @@ def score_without_std(original):
 
 
 def network_sees_raw(original):
-    return lambda network, schedule, x, t, y=None, rows=None: network(x, t.expand(len(x)))
+    return lambda network, schedule, x, t, y=None, streams=None: network(x, t.expand(len(x)))
 
 
 def without_spread_of_means(original):

@@ -58,7 +58,7 @@ class Streamed:
     def eval_batches(self, split):
         self.read.append(split)
         for index in torch.arange(self.sizes[split]).split(self.block):
-            x1 = Key(1).fold(split).rows(index).uniform((1, 4, 4)) * 1.4 - 0.7
+            x1 = Key(1).fold(split).streams(index).uniform((1, 4, 4)) * 1.4 - 0.7
             self.alive += 1
             self.most = max(self.most, self.alive)
             weakref.finalize(x1, self.gone)
@@ -69,7 +69,7 @@ class Streamed:
 
 
 def images(count, seed):
-    return Key(seed).fold("images").rows(torch.arange(count)).uniform((1, 4, 4)) * 1.8 - 0.9
+    return Key(seed).fold("images").streams(torch.arange(count)).uniform((1, 4, 4)) * 1.8 - 0.9
 
 
 def judges(weights=None):
