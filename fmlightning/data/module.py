@@ -41,8 +41,8 @@ class FlowData(LightningDataModule):
     num_classes: int = 0
     """How many labels there are; 0 means none."""
 
-    levels: int | None = None
-    """Number L of grey levels of images scaled as x = 2 (k + u) / L - 1; None for other data."""
+    num_bins: int | None = None
+    """How many values L a pixel has, for images scaled as x = 2 (k + u) / L - 1; None for other data."""
 
     class_names: tuple[str, ...] = ()
 

@@ -22,7 +22,7 @@ class ReferenceData(Protocol):
     def num_classes(self) -> int: ...
 
     @property
-    def levels(self) -> int | None: ...
+    def num_bins(self) -> int | None: ...
 
     @property
     def fingerprint(self) -> str | None:
@@ -46,13 +46,13 @@ class ReferenceSamples:
         reference: what generated samples are compared with.
         held_out: independent of the reference.
         labels: the classes of both, if there are any.
-        levels: number of grey levels of images, as in `FlowData.levels`.
+        num_bins: number of values of a pixel, as in `FlowData.num_bins`.
     """
 
     reference: Points
     held_out: Points
     labels: tuple[Labels, Labels] | None = None
-    levels: int | None = None
+    num_bins: int | None = None
     fingerprint: str | None = None
 
     @property

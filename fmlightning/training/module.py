@@ -197,7 +197,7 @@ class FlowMatching(LightningModule):
         """Take the data's shapes, and refuse what does not fit them, before any training."""
         self.event_shape = data.event_shape
         self.num_classes = data.num_classes
-        self.levels = data.levels
+        self.num_bins = data.num_bins
         self.batch_size = data.batch_size
         self.check_coupling(data)
         self.latent = data.seen.event_shape != data.event_shape
@@ -549,7 +549,7 @@ class FlowMatching(LightningModule):
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
-            "levels": self.levels,
+            "num_bins": self.num_bins,
             "paired": isinstance(self.source, PairedSource),
             "latent": self.latent,
         }

@@ -22,7 +22,7 @@ from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
 
-LEVELS = 256
+NUM_BINS = 256
 NAMED = 10
 
 OnCorrupt = Literal["fail", "skip"]
@@ -75,15 +75,15 @@ class ImageData(FlowData):
         batch_size: samples in a training step, over all processes.
         labelled: whether batches carry the class y.
         flip: whether training mirrors every picture left to right with probability one half, keyed.
-        dequantise: whether training adds u ~ U(0, 1) to the 256 levels; if not, pixels stand at the middle of their
-            level, u = 1/2. Held-out pictures always have it, so that bits per dimension mean something.
+        dequantise: whether training adds u ~ U(0, 1) to the 256 pixel values k; if not, pixels stand at the middle of
+            their bin, u = 1/2. Held-out pictures always have it, so that bits per dimension mean something.
         val_size: pictures taken from the training set for validation, the same for every seed; 0 trains on all and
             validates on the test set.
         eval_batch_size: samples in a block of validation or testing.
         seed: of the order, the noise and the flips; the command line sets it to `seed_everything`.
     """
 
-    levels = LEVELS
+    num_bins = NUM_BINS
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class ImageData(FlowData):
         else:
             # in float32 a larger u would carry k + u to the next level
             u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
-        batch = {"x1": dequantise(pixels, u, LEVELS)}
+        batch = {"x1": dequantise(pixels, u, NUM_BINS)}
         if self.num_classes and block.y is not None:
             batch["y"] = block.y.to(self.device)
         return batch

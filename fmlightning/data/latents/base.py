@@ -78,7 +78,7 @@ class LatentData(FlowData):
         images.become_part(self)
         self.images, self.autoencoder = images, autoencoder
         self.given_scale, self.drawn, self.flip = scale, drawn, flip
-        self.levels = images.levels
+        self.num_bins = images.num_bins
         self.num_classes, self.class_names = images.num_classes, images.class_names
         size = len(images.outline("reference")["x1"])
         self.order = Order(size, batch_size, self.key)

@@ -42,7 +42,7 @@ class CorruptedData(FlowData):
             )
         images.become_part(self)
         self.images, self.corruption = images, corruption
-        self.event_shape, self.levels = images.event_shape, images.levels
+        self.event_shape, self.num_bins = images.event_shape, images.num_bins
         self.num_classes, self.class_names = images.num_classes, images.class_names
         corruption.degrade(torch.zeros(1, *self.event_shape))  # refuses sizes that do not fit
 

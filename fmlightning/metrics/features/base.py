@@ -72,8 +72,8 @@ class FeatureMetric(Judge):
     def rests_on(self) -> dict[str, str]:
         return {"inception_sha256": self.weights.sha256} if self.weights else {}
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
-        if levels is None or held_out.ndim != 4:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
+        if num_bins is None or held_out.ndim != 4:
             raise ValueError(
                 f"evaluation.judges: {type(self).__name__} judges images; for points in the plane use Wasserstein"
             )
@@ -90,16 +90,16 @@ class FeatureMetric(Judge):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
-        self.meet(ReferenceSamples(reference, held_out, labels, levels))
+        self.meet(ReferenceSamples(reference, held_out, labels, num_bins))
 
     def meet(self, real: ReferenceData) -> None:
         """Take the real images, in blocks; of the reference, what an earlier run has kept."""
         outline = real.outline("test")
-        self.check(outline["x1"], outline.get("y"), real.levels)
-        assert real.levels is not None
-        self.levels = real.levels
+        self.check(outline["x1"], outline.get("y"), real.num_bins)
+        assert real.num_bins is not None
+        self.num_bins = real.num_bins
         if self.network is None:
             weights = self.weights
             self.network = inception(weights) if weights else classifier_of(real, self.device)
@@ -120,7 +120,7 @@ class FeatureMetric(Judge):
     def layers(self, x: Points) -> Layers:
         """What the network says of images."""
         assert self.network is not None
-        return self.network.layers(quantise(x, self.levels), self.levels)
+        return self.network.layers(quantise(x, self.num_bins), self.num_bins)
 
     def stream(
         self, real: ReferenceData, split: str, count: int

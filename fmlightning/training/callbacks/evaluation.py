@@ -159,7 +159,7 @@ def check_judges(judges: list[Judge], data: FlowData) -> None:
     """
     held_out = data.seen.outline("test")
     for judge in judges:
-        judge.check(held_out["x1"], held_out.get("y"), data.levels)
+        judge.check(held_out["x1"], held_out.get("y"), data.num_bins)
         if not judge.num_samples and data.seen.event_shape != data.event_shape:
             raise ValueError(
                 f"evaluation.judges: {type(judge).__name__} scores the model on images, and this one is of the latents "

@@ -43,7 +43,7 @@ class Projection(FeatureNetwork):
 class Streamed:
     """Real images that are made as they are read."""
 
-    num_classes, levels, fingerprint = 0, 256, "f" * 64
+    num_classes, num_bins, fingerprint = 0, 256, "f" * 64
 
     def __init__(self, size, test=0, block=100):
         self.sizes, self.block = {"reference": size, "test": test}, block
