@@ -28,7 +28,7 @@ class ReferenceData(Protocol):
     def fingerprint(self) -> str | None:
         """A digest of the reference, or None: then nothing about it is kept."""
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         """Tensors of the shapes of `eval_samples`, perhaps without content."""
 
     def eval_samples(self, split: str) -> Batch:
@@ -59,7 +59,7 @@ class ReferenceSamples:
     def num_classes(self) -> int:
         return int(self.labels[0].max()) + 1 if self.labels else 0
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         return self.eval_samples(split)
 
     def eval_samples(self, split: str) -> Batch:

@@ -200,8 +200,8 @@ class FlowMatching(LightningModule):
         self.num_bins = data.num_bins
         self.batch_size = data.batch_size
         self.check_coupling(data)
-        self.latent = data.seen.event_shape != data.event_shape
-        if data.gives_x0:
+        self.latent = data.pixel_data.event_shape != data.event_shape
+        if data.paired:
             self.take_pairs(data)
         if self.class_dropout_prob and not self.num_classes:
             raise ValueError(
@@ -228,7 +228,7 @@ class FlowMatching(LightningModule):
             ValueError: they cannot be paired as the coupling says.
         """
         if isinstance(self.coupling, Independent):
-            data.paired, data.pair = 0, None
+            data.pool_size, data.pair = 0, None
             return
         size = self.coupling.ot_batch_size or self.batch_size
         if size > self.batch_size and size % self.batch_size:
@@ -236,8 +236,8 @@ class FlowMatching(LightningModule):
                 f"model.coupling.ot_batch_size={size} must be a multiple of data.batch_size={self.batch_size}, or "
                 "smaller than it"
             )
-        data.paired, data.pair = max(size, self.batch_size), self.pair
-        if isinstance(self.coupling, SemidiscreteOT) and not data.gives_x0:
+        data.pool_size, data.pair = max(size, self.batch_size), self.pair
+        if isinstance(self.coupling, SemidiscreteOT) and not data.paired:
             data.require_fixed_set()
 
     def take_pairs(self, data: FlowData) -> None:
@@ -261,7 +261,7 @@ class FlowMatching(LightningModule):
                 f"model.objective={type(self.objective).__name__} needs the density of x0, and {name} gives samples "
                 "of it only; set model.objective=null"
             )
-        self.source = data.starts
+        self.source = data.source_points
         self.check_prediction()
 
     def check_network(self, data: str) -> None:

@@ -151,13 +151,13 @@ class ImageData(FlowData):
     @property
     def device(self) -> torch.device:
         """Where batches are made."""
-        trainer = (self.whole or self).trainer
+        trainer = (self.parent or self).trainer
         return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
     # -- training -------------------------------------------------------------------------------
 
     def train_batch(self, step: int, rows: slice) -> Batch:
-        block = self.tell(self.train_reader(rows)(step))
+        block = self.warn_corrupt(self.train_reader(rows)(step))
         epoch = self.order.epoch(step)
         noise = self.key.fold("dequantise", epoch) if self.dequantise else None
         return self.points(block, noise, self.key.fold("flip", epoch) if self.flip else None)
@@ -186,13 +186,13 @@ class ImageData(FlowData):
     def eval_samples(self, split: str) -> Batch:
         return self.collect(split, torch.arange(len(self.split(split))))
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         size = len(self.split(split))
         x1 = torch.empty(size, *self.event_shape, device="meta")
         y = torch.empty(size, dtype=torch.int64, device="meta")
         return {"x1": x1, "y": y} if self.num_classes else {"x1": x1}
 
-    def glimpse(self, split: str, size: int) -> Batch:
+    def preview(self, split: str, size: int) -> Batch:
         return self.collect(split, torch.tensor(spread(len(self.split(split)), size)))
 
     def collect(self, split: str, index: Tensor) -> Batch:
@@ -215,7 +215,7 @@ class ImageData(FlowData):
         """The same pictures in memory; in place of a bad one, the next good one."""
         blocks = torch.arange(len(pictures)).split(64)
         read = self.read_ahead(FixedReader(pictures, blocks, self.reading.skip), len(blocks))
-        parts = [self.tell(read(number)) for number in range(len(blocks))]
+        parts = [self.warn_corrupt(read(number)) for number in range(len(blocks))]
         labels = [part.y for part in parts if part.y is not None]
         return InMemoryImages(
             torch.cat([p.pixels for p in parts]), torch.cat(labels) if labels else None
@@ -240,7 +240,7 @@ class ImageData(FlowData):
             batch["y"] = block.y.to(self.device)
         return batch
 
-    def tell(self, block: Block) -> Block:
+    def warn_corrupt(self, block: Block) -> Block:
         """Name each bad file once, the first few at least, and count them."""
         for name in block.bad:
             if name not in self.bad:
@@ -264,5 +264,5 @@ class ImageBlocks:
         read = self.data.fixed_reader(self.split, self.blocks)
         noise = Key(0).fold("dequantise", self.split)
         for number in range(len(self.blocks)):
-            block = self.data.tell(read(number))
+            block = self.data.warn_corrupt(read(number))
             yield {**self.data.points(block, noise), "index": block.index.to(self.data.device)}

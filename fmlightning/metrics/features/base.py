@@ -96,8 +96,8 @@ class FeatureMetric(Judge):
 
     def meet(self, real: ReferenceData) -> None:
         """Take the real images, in blocks; of the reference, what an earlier run has kept."""
-        outline = real.outline("test")
-        self.check(outline["x1"], outline.get("y"), real.num_bins)
+        shapes = real.shapes("test")
+        self.check(shapes["x1"], shapes.get("y"), real.num_bins)
         assert real.num_bins is not None
         self.num_bins = real.num_bins
         if self.network is None:
@@ -106,7 +106,7 @@ class FeatureMetric(Judge):
         self.network.to(self.device)
         if self.weights and rank_and_size()[0] == 0:
             print(f"Inception weights: {self.weights.path}, sha256 {self.weights.sha256}")
-        black = torch.zeros(0, *outline["x1"].shape[1:], device=self.device)
+        black = torch.zeros(0, *shapes["x1"].shape[1:], device=self.device)
         self.widths = {name: layer.shape[1] for name, layer in self.layers(black).items()}
         if self.layer not in self.widths:
             raise ValueError(f"features={self.kind} has no layer {self.layer}: choose another one")
@@ -204,4 +204,4 @@ def chosen_weights(features: Choice, weights: str | None, sha256: str | None) ->
 
 
 def size_of(real: ReferenceData, split: str) -> int:
-    return len(real.outline(split)["x1"])
+    return len(real.shapes(split)["x1"])

@@ -65,7 +65,7 @@ class Classifier(FeatureNetwork):
 
 def classifier_of(real: ReferenceData, device: torch.device) -> Classifier:
     """The classifier of a data set's reference, trained now or before."""
-    shape, num_bins = real.outline("reference")["x1"].shape[1:], real.num_bins
+    shape, num_bins = real.shapes("reference")["x1"].shape[1:], real.num_bins
     assert num_bins is not None
     with seeded(Key(0)):  # weights that are drawn and thrown away
         network = Classifier((shape[0], shape[1], shape[2]), real.num_classes, num_bins)

@@ -49,7 +49,7 @@ class Streamed:
         self.sizes, self.block = {"reference": size, "test": test}, block
         self.read, self.alive, self.most = [], 0, 0
 
-    def outline(self, split):
+    def shapes(self, split):
         return {"x1": torch.empty(self.sizes[split], 1, 4, 4, device="meta")}
 
     def eval_samples(self, split):
