@@ -18,7 +18,7 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import PairedSource
 
 
-class PairedBatches(Protocol):
+class StepBatches(Protocol):
     """Batches by step, each with its x0, until they are closed."""
 
     def __call__(self, step: int) -> Batch: ...
@@ -60,9 +60,9 @@ class FlowData(LightningDataModule):
         self.start = 0
         self.pool_size = 0
         """How many held-out samples are paired with their x0 at a time; 0 pairs none."""
-        self.pair: Callable[[Callable[[int], Batch]], PairedBatches] | None = None
+        self.pair: Callable[[Callable[[int], Batch]], StepBatches] | None = None
         """What makes paired batches of a step's batches, where x0 depends on x1."""
-        self.pairs: PairedBatches | None = None
+        self.pairs: StepBatches | None = None
         self.default_shard = Shard()
         """This process's share where no trainer says so."""
         self.parent: FlowData | None = None

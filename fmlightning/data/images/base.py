@@ -15,7 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmlightning.data.images.datasets import Block, ImageDataset, InMemoryImages, hold_out, spread
+from fmlightning.data.images.datasets import (
+    ImageBatch,
+    ImageDataset,
+    InMemoryImages,
+    hold_out,
+    spread,
+)
 from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
@@ -162,7 +168,7 @@ class ImageData(FlowData):
         noise = self.key.fold("dequantise", epoch) if self.dequantise else None
         return self.points(block, noise, self.key.fold("flip", epoch) if self.flip else None)
 
-    def train_reader(self, rows: slice) -> Callable[[int], Block]:
+    def train_reader(self, rows: slice) -> Callable[[int], ImageBatch]:
         pictures = self.sets["train"]
         if isinstance(pictures, InMemoryImages):
             return TrainReader(pictures.on(self.device), self.order, rows, False).read
@@ -204,7 +210,7 @@ class ImageData(FlowData):
     def split(self, name: str) -> ImageDataset:
         return self.sets["train" if name == "reference" else name]
 
-    def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], Block]:
+    def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], ImageBatch]:
         pictures = self.split(split)
         if isinstance(pictures, InMemoryImages):
             return FixedReader(pictures.on(self.device), blocks, False).read
@@ -223,7 +229,7 @@ class ImageData(FlowData):
 
     # -- from bytes to points -----------------------------------------------------------------------
 
-    def points(self, block: Block, noise: Key | None, flip: Key | None = None) -> Batch:
+    def points(self, block: ImageBatch, noise: Key | None, flip: Key | None = None) -> Batch:
         """The pictures of a block on the device, scaled, and mirrored by `flip`."""
         index = block.index.to(self.device)
         pixels = block.pixels.to(self.device, non_blocking=True)
@@ -240,7 +246,7 @@ class ImageData(FlowData):
             batch["y"] = block.y.to(self.device)
         return batch
 
-    def warn_corrupt(self, block: Block) -> Block:
+    def warn_corrupt(self, block: ImageBatch) -> ImageBatch:
         """Name each bad file once, the first few at least, and count them."""
         for name in block.bad:
             if name not in self.bad:

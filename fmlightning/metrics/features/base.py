@@ -17,7 +17,7 @@ from fmlightning.metrics.features.networks import (
     WEIGHTS,
     FeatureNetwork,
     Layers,
-    Weights,
+    WeightsFile,
     hub_folder,
     inception,
     inception_weights,
@@ -54,7 +54,7 @@ class FeatureMetric(Judge):
             raise ValueError(f"num_samples={num_samples}: a covariance takes at least 2")
         self.num_samples = num_samples
         self.layer = "spatial" if features == "spatial" else "features"
-        self.weights: Weights | None = None
+        self.weights: WeightsFile | None = None
         self.network: FeatureNetwork | None = None
         self.real: dict[str, float] = {}
         if isinstance(features, FeatureNetwork):
@@ -186,7 +186,7 @@ class FeatureMetric(Judge):
                 child.reset()
 
 
-def chosen_weights(features: Choice, weights: str | None, sha256: str | None) -> Weights | None:
+def chosen_weights(features: Choice, weights: str | None, sha256: str | None) -> WeightsFile | None:
     """The Inception weights that a choice of features rests on.
 
     Raises:

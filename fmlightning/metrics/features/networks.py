@@ -72,7 +72,7 @@ class FeatureNetwork(nn.Module, ABC):
         return last[1]
 
 
-class Weights(NamedTuple):
+class WeightsFile(NamedTuple):
     """A file of Inception weights and its digest."""
 
     path: Path
@@ -88,7 +88,7 @@ class Inception(FeatureNetwork):
 
     name = "inception"
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: WeightsFile) -> None:
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -116,7 +116,7 @@ class Inception(FeatureNetwork):
 
 
 @lru_cache(maxsize=1)
-def inception(weights: Weights) -> Inception:
+def inception(weights: WeightsFile) -> Inception:
     """One network for all judges that have the same weights."""
     return Inception(weights)
 
@@ -142,7 +142,7 @@ def inception_weights(path: str | None) -> Path | None:
     return Path(named)
 
 
-def verified(path: Path, sha256: str | None) -> Weights:
+def verified(path: Path, sha256: str | None) -> WeightsFile:
     """A file of weights, held against the digest that was asked for or that the published one bears in its name.
 
     Raises:
@@ -162,7 +162,7 @@ def verified(path: Path, sha256: str | None) -> Weights:
             f"weights={path}: its sha256 is {found}, and that of torch-fidelity's {WEIGHTS} begins with {published()}. "
             f"A FID from other weights compares with nobody's; if they are meant, say sha256={found}"
         )
-    return Weights(path, found)
+    return WeightsFile(path, found)
 
 
 def published() -> str:
