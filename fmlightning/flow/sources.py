@@ -17,9 +17,9 @@ from fmlightning.flow.shapes import PerSample, Points
 
 
 class Source(ABC):
-    """A law p0 or q. `uniforms` and `transform` define it; `log_prob` where it is known."""
+    """A law p0 or q. `num_uniforms` and `transform` define it; `log_prob` where it is known."""
 
-    uniforms: int = 0
+    num_uniforms: int = 0
     """How many uniform numbers one sample takes, beside one normal number for each of its dimensions."""
 
     event_shape: tuple[int, ...] | None = None
@@ -31,9 +31,12 @@ class Source(ABC):
     gaussian: bool = False
     """Whether the law is N(0, I), which scores and stochastic samplers need."""
 
+    paired: bool = False
+    """True where each x0 comes with its x1, from the data: there is nothing to draw."""
+
     @abstractmethod
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
-        """Points from uniform numbers u (B, uniforms) in (0, 1) and normal numbers z (B, *S)."""
+        """Points from uniform numbers u (B, num_uniforms) in (0, 1) and normal numbers z (B, *S)."""
 
     def log_prob(self, x: Points) -> PerSample:
         """Log-density in nats.
@@ -54,7 +57,7 @@ class Source(ABC):
         """A batch of shape (B, *S), drawn on the generator's device."""
         self.check(shape)
         device = generator.device
-        u = torch.rand(shape[0], self.uniforms, generator=generator, device=device, dtype=dtype)
+        u = torch.rand(shape[0], self.num_uniforms, generator=generator, device=device, dtype=dtype)
         z = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
         return self.transform(u, z)
 
@@ -63,7 +66,7 @@ class Source(ABC):
     ) -> Tensor:
         """One sample for each row of a keyed stream, (B, *S)."""
         self.check((len(streams.index), *event_shape))
-        u = streams.uniform((self.uniforms,), stream=1, dtype=dtype)
+        u = streams.uniform((self.num_uniforms,), stream=1, dtype=dtype)
         return self.transform(u, streams.normal(event_shape, dtype=dtype))
 
     def part(self, split: str) -> "Source":

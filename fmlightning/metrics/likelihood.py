@@ -66,11 +66,11 @@ class NegativeLogLikelihood(Judge):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
         self.held_out = held_out[: self.size]
         self.labels = labels[1][: self.size] if labels else None
-        self.levels = levels
+        self.num_bins = num_bins
 
     def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
         """Take what `score` says of some points, (B, 3): no samples are generated for this judge."""
@@ -116,10 +116,10 @@ class NegativeLogLikelihood(Judge):
             )
             return scores
         scores["nll"] = -float(log_p.mean())
-        if self.levels is not None:
+        if self.num_bins is not None:
             dims = self.held_out[0].numel()
             scores["bits_per_dimension"] = float(
-                bits_per_dimension(log_p, dims, self.levels).mean()
+                bits_per_dimension(log_p, dims, self.num_bins).mean()
             )
         return scores if bool(log_q.isnan().any()) else scores | divergence_scores(log_p, log_q)
 

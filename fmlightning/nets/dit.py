@@ -128,7 +128,7 @@ class DiT(nn.Module):
         self.label = ClassEmbedding(num_classes, width) if num_classes else None
         self.input = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(
-            Block(size, mlp_ratio, dropout, layer) for layer in range(size.depth)
+            DiTBlock(size, mlp_ratio, dropout, layer) for layer in range(size.depth)
         )
         self.norm, self.affine = layer_norm(width), nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, pixels)
@@ -178,7 +178,7 @@ class DiT(nn.Module):
             )
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """The transformer block, equations (1) to (3)."""
 
     def __init__(self, size: Size, mlp_ratio: int, dropout: float, layer: int) -> None:
@@ -186,7 +186,7 @@ class Block(nn.Module):
         width = size.width
         self.affine = nn.Linear(width, 6 * width)
         self.norm_1, self.norm_2 = layer_norm(width), layer_norm(width)
-        self.attention = Attention(width, size.heads)
+        self.attention = TokenAttention(width, size.heads)
         self.drop_1, self.drop_2 = (Dropout(dropout, 2 * layer + branch) for branch in (0, 1))
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_ratio * width),
@@ -204,7 +204,7 @@ class Block(nn.Module):
         return x + gate_2[:, None] * self.drop_2(h, streams)
 
 
-class Attention(nn.Module):
+class TokenAttention(nn.Module):
     """Self-attention between tokens; `turn` (L, K / 2) holds the angles of RoPE."""
 
     def __init__(self, width: int, heads: int) -> None:

@@ -96,12 +96,16 @@ class UNet(nn.Module):
         """H and W must be its multiples."""
         width, streams = 4 * channels, count()
 
-        def block(c_in: int, c_out: int, change: nn.Module | None = None) -> Block:
+        def block(c_in: int, c_out: int, change: nn.Module | None = None) -> ResBlock:
             drop = Dropout(dropout, next(streams))
-            return Block(c_in, c_out, width, drop, scale_shift, skip_scale, change)
+            return ResBlock(c_in, c_out, width, drop, scale_shift, skip_scale, change)
 
-        def attention(c: int, level: int) -> Attention | None:
-            return Attention(c, head_channels, skip_scale) if level in attention_levels else None
+        def attention(c: int, level: int) -> SpatialAttention | None:
+            return (
+                SpatialAttention(c, head_channels, skip_scale)
+                if level in attention_levels
+                else None
+            )
 
         def down(c: int) -> nn.Module:
             return Downsample(c) if resample == "conv" else block(c, c, nn.AvgPool2d(2))
@@ -128,7 +132,7 @@ class UNet(nn.Module):
                 self.encoder.append(Stage(block(c, out), attention(out, level)))
                 c = out
                 skips.append(c)
-        middle = Stage(block(c, c), Attention(c, head_channels, skip_scale))
+        middle = Stage(block(c, c), SpatialAttention(c, head_channels, skip_scale))
         self.middle = nn.ModuleList([middle, Stage(block(c, c))])
         for level, mult in reversed(list(enumerate(channel_mult))):
             for k in range(num_blocks + 1):
@@ -190,8 +194,8 @@ class Stage(nn.Module):
 
     def __init__(
         self,
-        block: "Block",
-        attention: "Attention | None" = None,
+        block: "ResBlock",
+        attention: "SpatialAttention | None" = None,
         upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ class Stage(nn.Module):
         return h if self.upsample is None else self.upsample(h, e, streams)
 
 
-class Block(nn.Module):
+class ResBlock(nn.Module):
     """The residual block, equations (1) to (3).
 
     Args:
@@ -243,7 +247,7 @@ class Block(nn.Module):
         return self.norm2(h) * (1 + scale) + shift
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Self-attention between the pixels, added to its input."""
 
     def __init__(self, channels: int, head_channels: int, skip_scale: float = 1.0) -> None:
@@ -313,9 +317,9 @@ def start_as_edm(net: UNet) -> None:
     """Xavier's uniform weights and no biases; last layers small, and queries, keys and values smaller."""
     gains: dict[nn.Module, float] = {net.output: EDM_LAST}
     for part in net.modules():
-        if isinstance(part, Block):
+        if isinstance(part, ResBlock):
             gains[part.conv2] = EDM_LAST
-        elif isinstance(part, Attention):
+        elif isinstance(part, SpatialAttention):
             gains |= {part.output: EDM_LAST, part.qkv: EDM_QKV}
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

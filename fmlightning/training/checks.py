@@ -48,7 +48,7 @@ def check_coupling(module: "FlowMatching", data: FlowData) -> None:
     """
     coupling, batch_size = module.recipe.coupling, module.batch_size
     if coupling.independent:
-        data.paired, data.pair = 0, None
+        data.pool_size, data.pair = 0, None
         return
     size = coupling.ot_batch_size or batch_size
     if size > batch_size and size % batch_size:
@@ -56,8 +56,8 @@ def check_coupling(module: "FlowMatching", data: FlowData) -> None:
             f"model.coupling.ot_batch_size={size} must be a multiple of data.batch_size={batch_size}, or smaller than "
             "it"
         )
-    data.paired, data.pair = max(size, batch_size), module.pair
-    if coupling.fitted and not data.gives_x0:
+    data.pool_size, data.pair = max(size, batch_size), module.pair
+    if coupling.fitted and not data.paired:
         data.require_fixed_set()
 
 

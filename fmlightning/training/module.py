@@ -71,7 +71,7 @@ class FlowMatching(LightningModule):
 
     event_shape: tuple[int, ...]
     num_classes: int
-    levels: int | None
+    num_bins: int | None
     batch_size: int
     latent: bool
 
@@ -178,11 +178,11 @@ class FlowMatching(LightningModule):
     def check(self, data: FlowData) -> None:
         """Take the data's shapes, and refuse what does not fit them, before any training."""
         self.event_shape, self.num_classes = data.event_shape, data.num_classes
-        self.levels, self.batch_size = data.levels, data.batch_size
-        self.latent = data.seen.event_shape != data.event_shape
+        self.num_bins, self.batch_size = data.num_bins, data.batch_size
+        self.latent = data.pixel_data.event_shape != data.event_shape
         given = self.source
-        if data.gives_x0:
-            self.recipe = replace(self.recipe, source=data.starts)
+        if data.paired:
+            self.recipe = replace(self.recipe, source=data.source_points)
         check_data(self, data, given)
 
     def pair(self, batch: Callable[[int], Batch]) -> PairedBatches:
@@ -307,7 +307,7 @@ class FlowMatching(LightningModule):
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
-            "levels": self.levels,
+            "num_bins": self.num_bins,
             "paired": self.source.paired,
             "latent": self.latent,
         }

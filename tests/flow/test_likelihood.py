@@ -322,17 +322,17 @@ def test_the_interval_is_the_paths_own_unless_named():
     assert (min(times), max(times)) == pytest.approx((0.2, 0.6))
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_bits_of_uniform_noise_are_the_bits_of_a_level(levels):
-    """Uniform on [-1, 1]^d is uniform on the levels: log2 L bits, however they are counted."""
+@pytest.mark.parametrize("num_bins", [2, 17, 256])
+def test_bits_of_uniform_noise_are_the_bits_of_a_level(num_bins):
+    """Uniform on [-1, 1]^d is uniform on the bins: log2 L bits, however they are counted."""
     d = 5
-    bits = bits_per_dimension(torch.tensor([-d * math.log(2.0)]), d, levels)
-    assert bits.item() == pytest.approx(math.log2(levels), abs=1e-6)
+    bits = bits_per_dimension(torch.tensor([-d * math.log(2.0)]), d, num_bins)
+    assert bits.item() == pytest.approx(math.log2(num_bins), abs=1e-6)
 
 
-@pytest.mark.parametrize(("levels", "offset"), [(256, 7.0), (17, 3.087)])
-def test_bits_offset_is_the_published_one(levels, offset):
-    assert bits_per_dimension(torch.zeros(1), 3, levels).item() == pytest.approx(offset, abs=5e-4)
+@pytest.mark.parametrize(("num_bins", "offset"), [(256, 7.0), (17, 3.087)])
+def test_bits_offset_is_the_published_one(num_bins, offset):
+    assert bits_per_dimension(torch.zeros(1), 3, num_bins).item() == pytest.approx(offset, abs=5e-4)
 
 
 def test_bits_bound_the_discrete_likelihood():
@@ -343,9 +343,9 @@ def test_bits_bound_the_discrete_likelihood():
 
 
 def test_bits_of_nothing_are_refused():
-    for dims, levels in ((0, 256), (3, 1)):
+    for dims, num_bins in ((0, 256), (3, 1)):
         with pytest.raises(ValueError, match=f"dims={dims}"):
-            bits_per_dimension(torch.zeros(1), dims, levels)
+            bits_per_dimension(torch.zeros(1), dims, num_bins)
 
 
 def test_a_probe_of_another_shape_is_refused():

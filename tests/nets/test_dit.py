@@ -9,7 +9,16 @@ from torch import nn
 
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.nets.dit import Attention, DiT, Size, angles, patchify, rotate, unpatchify, waves
+from fmlightning.nets.dit import (
+    DiT,
+    Size,
+    TokenAttention,
+    angles,
+    patchify,
+    rotate,
+    unpatchify,
+    waves,
+)
 from fmlightning.nets.embeddings import Dropout
 from fmlightning.nets.size import multiply_adds, parameter_count
 
@@ -181,7 +190,7 @@ def test_attention_with_angles_sees_a_shifted_grid_alike():
     """Of tokens that repeat along a row, RoPE's attention tells only how far apart they are."""
     h = torch.randn(1, 12, 16, generator=G.generator())
     with seeded(G):
-        layer = Attention(16, heads=2)
+        layer = TokenAttention(16, heads=2)
     turn = angles((3, 4), 2, 100.0, h.device)
     # float32 rounding
     torch.testing.assert_close(layer(h, turn), layer(h, turn + turn[5]), atol=1e-5, rtol=1e-5)
@@ -191,7 +200,7 @@ def test_attention_with_angles_sees_a_shifted_grid_alike():
 def test_attention_is_softmax_attention_between_tokens():
     x = torch.randn(2, 5, 6, generator=G.generator(), dtype=torch.float64)
     with seeded(G):
-        layer = Attention(6, heads=3).double()
+        layer = TokenAttention(6, heads=3).double()
     q, k, v = (
         x @ w.mT + b
         for w, b in zip(layer.qkv.weight.split(6), layer.qkv.bias.split(6), strict=True)

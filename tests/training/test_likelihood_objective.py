@@ -191,11 +191,11 @@ def test_training_reaches_the_entropy_and_does_not_pass_it(fit):
 # -- the score ----------------------------------------------------------------------------------
 
 
-def judged(field, size=400, law=LAW, levels=None, world_size=1, x=None, **options):
+def judged(field, size=400, law=LAW, num_bins=None, world_size=1, x=None, **options):
     options = {"batch_size": 400, "rtol": 1e-5, "atol": 1e-5, **options}
     judge = NegativeLogLikelihood(size=size, **options)
     held_out = points(500, seed=1, dtype=torch.float32) if x is None else x
-    judge.prepare(held_out, held_out, None, levels)
+    judge.prepare(held_out, held_out, None, num_bins)
     for rank in range(world_size):
         judge.look(field, Gaussian(), law, rank, world_size)
     return judge.compute()
@@ -243,7 +243,7 @@ def test_a_law_without_a_density_has_no_floor():
 
 
 def test_images_are_judged_in_bits_per_dimension():
-    scores = judged(exact_field(), size=50, levels=256)
+    scores = judged(exact_field(), size=50, num_bins=256)
     assert scores["bits_per_dimension"] == pytest.approx(
         scores["nll"] / (2 * math.log(2)) + 7, rel=1e-9
     )

@@ -1,4 +1,4 @@
-"""Pairs of a spoilt and a clean image: what batches hold, what training uses, and where samples start."""
+"""Pairs of a corrupted and a clean image: what batches hold, what training uses, and where samples start."""
 
 import numpy as np
 import pytest

@@ -43,13 +43,13 @@ class Projection(FeatureNetwork):
 class Streamed:
     """Real images that are made as they are read."""
 
-    num_classes, levels, fingerprint = 0, 256, "f" * 64
+    num_classes, num_bins, fingerprint = 0, 256, "f" * 64
 
     def __init__(self, size, test=0, block=100):
         self.sizes, self.block = {"reference": size, "test": test}, block
         self.read, self.alive, self.most = [], 0, 0
 
-    def outline(self, split):
+    def shapes(self, split):
         return {"x1": torch.empty(self.sizes[split], 1, 4, 4, device="meta")}
 
     def eval_samples(self, split):
