@@ -25,9 +25,6 @@ class Source(ABC):
     event_shape: tuple[int, ...] | None = None
     """The shape of one sample, or None if the law exists in every shape."""
 
-    paired: bool = False
-    """Whether x0 comes with the data, beside the x1 that it belongs to."""
-
     gaussian: bool = False
     """Whether the law is N(0, I), which scores and stochastic samplers need."""
 

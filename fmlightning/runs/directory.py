@@ -43,12 +43,6 @@ def runs_root() -> Path:
     return Path(os.environ.get("FMLIGHTNING_RUNS", "runs"))
 
 
-
-
-
-
-
-
 def run_directory(config: dict[str, Any]) -> Path:
     """The directory of a resolved config.
 
@@ -216,14 +210,6 @@ def folders(root: Path) -> list[Path]:
     return sorted(p for p in seen if is_run(p) or not p.is_symlink())
 
 
-
-
-
-
-
-
-
-
 def absent(checkpoint: Path) -> FileNotFoundError:
     """What to say of a checkpoint that is not there: which ones are."""
     run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
@@ -232,11 +218,3 @@ def absent(checkpoint: Path) -> FileNotFoundError:
         f"{checkpoint}: there is no such checkpoint. The checkpoints of {run}: {there}; "
         "name one of them, or the run for its newest"
     )
-
-
-
-
-
-
-
-

@@ -83,9 +83,7 @@ OPTIONS = {
     "number for a class": option("model.path=3", "no such class", "Linear"),
     "abstract class": option("model.path=AffinePath", "abstract", "Linear"),
     "class of another kind": option("model.path=Gaussian", "no such class", "Linear"),
-    "network for a path": option(
-        "model.path=fmlightning.nets.mlp.TimeMLP", "no Path", "Linear"
-    ),
+    "network for a path": option("model.path=fmlightning.nets.mlp.TimeMLP", "no Path", "Linear"),
     "layer for an optimiser": option("model.optimizer=torch.nn.Linear", "no Optimizer", "AdamW"),
     "layer for a network": Row(
         (*MOONS, "--model.network=torch.nn.Linear"),

@@ -34,9 +34,6 @@ class Coupling(ABC):
     fitted: bool = False
     """True where training pairs come from a potential that `fit` finds once, for a fixed set as a whole."""
 
-    fitted: bool = False
-    """Whether pairs come from a potential that is fitted once to the whole training set."""
-
     ot_batch_size: int | None = None
     """How many points are paired at a time; None for those of a global batch."""
 

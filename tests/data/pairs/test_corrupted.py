@@ -68,22 +68,21 @@ def test_held_out_pairs_are_the_same_whole_and_in_blocks():
         assert torch.equal(whole[name], torch.cat([b[name] for b in blocks]))
 
 
-def test_training_uses_the_x0_of_the_batch(monkeypatch):
+def test_training_uses_the_x0_of_the_batch():
+    from fmlightning.data.order import Shard
     from fmlightning.nets.mlp import TimeMLP
+    from fmlightning.training.draws import Draws
+    from fmlightning.training.held_out import HeldOut
     from fmlightning.training.module import FlowMatching
 
-    class Trainer:
-        global_rank, world_size = 0, 1
-
-    module = FlowMatching(TimeMLP(dim=2))
-    monkeypatch.setattr(FlowMatching, "trainer", Trainer())
-    module.batch_size = 4
+    recipe = FlowMatching(TimeMLP(dim=2)).recipe
     x1, x0 = torch.zeros(4, 2), torch.arange(8.0).reshape(4, 2)
-    point, _ = module.draw(x1, None, 0, x0)
+    draws = Draws(recipe, Key(0), 4, slice(0, 4), 0, 0.0, keyed=False)
+    point = draws({"x1": x1, "x0": x0}, 0).on(recipe.path)
     assert torch.equal(point.x0, x0)
     # on the linear path, u = x1 - x0
     torch.testing.assert_close(point.ut, x1 - x0)
-    held, _ = module.held_out_sample(x1, None, Key(0).streams(torch.arange(4)), x0)
+    held = HeldOut(recipe, 4, Shard()).of(x1, None, Key(0).streams(torch.arange(4)), x0)
     assert torch.equal(held.x0, x0)
 
 
