@@ -9,8 +9,9 @@ import torch
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.build import instantiate_model
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.models import NetworkField, TrainedField
+from fmlightning.flow.models import NetworkField
 from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import PairedSource, Source
 from fmlightning.runs.checkpoint import require_same_layout
 from fmlightning.runs.directory import Run

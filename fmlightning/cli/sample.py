@@ -18,10 +18,10 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.module import FlowData
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.precision import Precision
 from fmlightning.flow.solvers.ode import Method, ODESolver
 from fmlightning.flow.solvers.sampling import sample
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.metrics.figures import plane, restored, tile
 from fmlightning.runs.directory import Run
 

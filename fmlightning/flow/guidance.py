@@ -128,6 +128,7 @@ class GuidedField(Model):
             low, high = max(low, guide_model.t_range[0]), min(high, guide_model.t_range[1])
         self.t_range = (low, high)
         """Where both fields exist."""
+        self.source, self.independent = field.source, field.independent
 
     def velocity(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The guided velocity at x (B, *S) and t, (B,) or (), for labels y (B,).

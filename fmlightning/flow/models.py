@@ -19,11 +19,11 @@ from fmlightning.flow.paths.predictions import (
     Prediction,
     affine,
     domain,
-    require_finite,
     to_endpoints,
     to_velocity,
 )
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
+from fmlightning.flow.solvers.score import noise_to_score, require_score
 from fmlightning.flow.sources import Source
 
 
@@ -101,18 +101,6 @@ def precision(module: nn.Module) -> torch.dtype | None:
     return None
 
 
-@runtime_checkable
-class TrainedField(Protocol):
-    """What sampling asks of a field, beside velocities: where it exists, where it starts and how it ends."""
-
-    path: AffinePath
-    t_range: tuple[float, float]
-
-    def given(self, y: Labels | None) -> Field: ...
-
-    def data(self, x: Points, t: Times, y: Labels | None = None) -> Points: ...
-
-
 class Model(nn.Module):
     """A trained model; a subclass has the methods that it offers.
 
@@ -125,9 +113,6 @@ class Model(nn.Module):
     offers: frozenset[str] = frozenset()
     path: Any
     t_range: tuple[float, float]
-
-    schedule = property(lambda self: self.path)  # TEMP
-    interval = property(lambda self: self.t_range)  # TEMP
 
     def velocity(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and t, (B,) or ()."""
@@ -230,25 +215,6 @@ class NetworkField(Model):
         return noise_to_score(self.endpoints(x, t, y).x0, t, self.affine)
 
 
-def require_score(source: Source | None, independent: bool) -> None:
-    """Refuse the score of a law that a velocity does not tell it of."""
-    if source is None:
-        raise ValueError(
-            "the score follows from a velocity for a Gaussian source independent of the data only, and this field "
-            "was not told of its source: NetworkField(..., source=Gaussian(), independent=True) if it was trained so"
-        )
-    if not source.gaussian:
-        raise ValueError(
-            f"source {source} is not Gaussian: the score does not follow from the velocity, and no SDE is known to "
-            "share its marginals. Use the Gaussian source, or an ODE solver, which needs no score."
-        )
-    if not independent:
-        raise ValueError(
-            "independent=False: under a coupling of x0 and x1, such as optimal transport, the score does not "
-            "follow from the velocity. Train with the independent coupling, or use an ODE solver."
-        )
-
-
 def require_one_noise(use: str, path: Path, source: Source | None, independent: bool) -> None:
     """Refuse to take sigma x0 + gamma eps for one noise where it is known to be two."""
     if path.stochastic and source is not None and not (source.gaussian and independent):
@@ -257,19 +223,3 @@ def require_one_noise(use: str, path: Path, source: Source | None, independent: 
             f"source independent of the data, and not for source={source} with independent={independent}. Predict "
             "and sample the velocity along the path trained on, or take a path with gamma = 0."
         )
-
-
-def noise_to_score(x0: Points, t: Times, path: AffinePath) -> Points:
-    """score = -x0 / std.
-
-    Raises:
-        ValueError: no noise is left at t.
-    """
-    std = path.std(t)
-    require_finite("noise", "score", path, t, 1 / std)
-    return -x0 / expand_like(std, x0)
-
-
-def at(t: float, like: Tensor) -> Tensor:
-    """A scalar time in the precision of a tensor, filled on its device: no copy from the host."""
-    return torch.full((), t, dtype=like.dtype, device=like.device)

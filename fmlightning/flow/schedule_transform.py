@@ -76,6 +76,7 @@ class ScheduleTransformedField(Model):
         self.floor = float(
             path.alpha_over_sigma(torch.tensor(self.t_range[0], dtype=torch.float64))
         )
+        self.source, self.independent = field.source, field.independent
 
     def velocity(self, x: Points, r: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and r, (B,) or ().

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import bits_per_dimension, hutchinson_probe, likelihood
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.objectives.maximum_likelihood import Divergence
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.metric import Judge
 

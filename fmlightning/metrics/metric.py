@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.reference import ReferenceData
 

@@ -15,10 +15,10 @@ Source: Tong et al. 2024, arXiv:2302.00482, sec. 5.1, with Euler's method in 100
 import torch
 from torch import Tensor
 
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, Points
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample, source_points
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.metric import Judge
 from fmlightning.metrics.straightness import Straightness

@@ -20,7 +20,7 @@ from fmlightning.data.order import Batch, Shard
 from fmlightning.flow.couplings.coupling import Coupling, Independent
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.keys import Key
-from fmlightning.flow.models import NetworkField, TrainedField, takes_streams
+from fmlightning.flow.models import NetworkField, takes_streams
 from fmlightning.flow.objectives.cfm import CFM
 from fmlightning.flow.objectives.objective import Nets, Objective, Recipe
 from fmlightning.flow.objectives.time_samplers import TimeSampler, Uniform
@@ -29,6 +29,7 @@ from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Gaussian, Source
 from fmlightning.metrics.means import BinnedMean
 from fmlightning.nets.layout import put_channels_last

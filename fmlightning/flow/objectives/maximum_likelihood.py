@@ -22,13 +22,14 @@ from torch import nn
 
 from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.likelihood import hutchinson_probe, log_prob
-from fmlightning.flow.models import NetworkField, TrainedField
+from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import CFM
 from fmlightning.flow.objectives.objective import Draw, Losses, Nets, Objective, Recipe
 from fmlightning.flow.paths.path import Path
 from fmlightning.flow.paths.predictions import Prediction
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 
 Divergence = Literal["exact", "hutchinson"]

@@ -418,6 +418,3 @@ def require_rise(path: AffinePath, count: int = 1000) -> None:
 def check_t_eps(t_eps: float) -> None:
     if not 0 < t_eps < 0.5:
         raise ValueError(f"t_eps={t_eps} must lie in (0, 0.5): the path is singular at its end")
-
-
-Schedule = AffinePath  # TEMP

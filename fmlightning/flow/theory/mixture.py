@@ -46,7 +46,7 @@ from fmlightning.flow.shapes import (
     require_time,
     require_times,
 )
-from fmlightning.flow.sources import Source
+from fmlightning.flow.sources import Gaussian, Source
 from fmlightning.flow.toys import EightGaussians
 
 CHUNK = 2**18
@@ -219,6 +219,9 @@ class MixturePath:
     mixture: GaussianMixture
     path: AffinePath
 
+    source = Gaussian()
+    independent = True
+
     @property
     def t_range(self) -> tuple[float, float]:
         """Where the velocity exists and the theorems hold: the schedule's, short of t = 1 if p_1 has no density."""
@@ -226,9 +229,6 @@ class MixturePath:
         one = torch.ones((), dtype=torch.float64)
         blurred = bool(self.path.variance(one) > 0) or bool((self.mixture.stds > 0).all())
         return low, high if blurred else min(high, 1 - T_EPS)
-
-    schedule = property(lambda self: self.path)  # TEMP
-    interval = property(lambda self: self.t_range)  # TEMP
 
     def law(self, t: float) -> GaussianMixture:
         """The law of x_t: the true start at t = 0, the blurred target at t = 1."""

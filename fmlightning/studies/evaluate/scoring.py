@@ -21,9 +21,9 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Shard
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution, SolverError
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.metrics.metric import Judge
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
