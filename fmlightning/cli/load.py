@@ -10,8 +10,7 @@ from fmlightning.cli.allowed import allowing
 from fmlightning.cli.build import instantiate_model
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.models import NetworkField
-from fmlightning.flow.solvers.ode import ODESolver
-from fmlightning.flow.solvers.solver import TrainedField
+from fmlightning.flow.solvers.solver import Solver, TrainedField
 from fmlightning.flow.sources import PairedSource, Source
 from fmlightning.runs.checkpoint import require_same_layout
 from fmlightning.runs.directory import Run
@@ -39,7 +38,7 @@ class TrainedFlow:
 
     field: NetworkField
     source: Source
-    solver: ODESolver
+    solver: Solver
     guidance: Guidance
     class_dropout_prob: float
     event_shape: tuple[int, ...]

@@ -34,7 +34,7 @@ def check_data(module: "FlowMatching", data: FlowData, given: Source) -> None:
             f"model.class_dropout_prob={module.class_dropout_prob} hides labels, and {type(data).__name__} has none: "
             "set it to 0"
         )
-    _ = module.guided  # refuses a model without labels
+    module.solver.check(module.guided)  # guidance refuses a model without labels
     check_optimizer(module)
     module.source.check((1, *module.event_shape))
     check_network(module, type(data).__name__)

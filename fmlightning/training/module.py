@@ -29,7 +29,7 @@ from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution
-from fmlightning.flow.solvers.solver import TrainedField
+from fmlightning.flow.solvers.solver import Solver, TrainedField
 from fmlightning.flow.sources import Gaussian, Source
 from fmlightning.metrics.means import BinnedMean
 from fmlightning.nets.layout import put_channels_last
@@ -87,7 +87,7 @@ class FlowMatching(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         class_dropout_prob: float = 0.0,
-        solver: ODESolver = ODESolver(),  # noqa: B008
+        solver: Solver = ODESolver(),  # noqa: B008
         guidance: Guidance = Guidance(),  # noqa: B008
         compile: bool = False,
         channels_last: bool = False,

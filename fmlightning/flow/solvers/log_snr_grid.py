@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
+from fmlightning.flow.paths.predictions import affine
 from fmlightning.flow.solvers.time_grids import TimeGrid
 
 
@@ -32,9 +33,7 @@ class LogSNRGrid(TimeGrid):
     def warp(self, s: Tensor) -> Tensor:
         raise ValueError("LogSNRGrid depends on the path: call points(..., path=...)")
 
-    def points(
-        self, num_steps: int, t0: float, t1: float, path: AffinePath | None = None
-    ) -> Tensor:
+    def points(self, num_steps: int, t0: float, t1: float, path: Path | None = None) -> Tensor:
         """`num_steps + 1` times from t0 to t1 in float64, in either direction.
 
         Raises:
@@ -45,6 +44,7 @@ class LogSNRGrid(TimeGrid):
                 "grid=LogSNRGrid takes its steps from a path, and was given a field without one: pass path=... "
                 "with it, or take UniformGrid"
             )
+        path = affine(path, "grid=LogSNRGrid")
         low, high = min(t0, t1), max(t0, t1)
         ends = torch.tensor([low, high], dtype=torch.float64)
         infinite = path.alpha_over_sigma(ends).log().isinf()

@@ -20,7 +20,8 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from fmlightning.flow.keys import KeyedStreams
-from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
+from fmlightning.flow.paths.predictions import affine
 from fmlightning.flow.shapes import Field, Labels, Points, require_time
 from fmlightning.flow.solvers.counted import NFECounter as NFECounter
 from fmlightning.flow.solvers.counted import TorchdiffeqField
@@ -111,6 +112,11 @@ class ODESolver(Solver):
     def name(self) -> str:
         return self.method
 
+    def check(self, model: TrainedField) -> None:
+        super().check(model)
+        if self.exponential or isinstance(self.grid, LogSNRGrid):
+            affine(model.path, f"model.solver with method={self.method!r} and grid={self.grid}")
+
     @property
     def fixed(self) -> bool:
         return self.method in FIXED
@@ -157,7 +163,7 @@ class ODESolver(Solver):
         t1: float = 1.0,
         save_at: int | Sequence[float] = 0,
         inner: Field | None = None,
-        path: AffinePath | None = None,
+        path: Path | None = None,
     ) -> Solution:
         """Integrate a field from (x, t0) to t1.
 
@@ -213,7 +219,7 @@ class ODESolver(Solver):
         x: Points,
         grid: list[float],
         times: Tensor,
-        path: AffinePath | None,
+        path: Path | None,
     ) -> Solution:
         """By steps of our own."""
         counted = NFECounter(field)
@@ -224,7 +230,7 @@ class ODESolver(Solver):
         return Solution(end, nfe, times.to(x.device), walked.states)
 
     def stepper(
-        self, field: NFECounter, inner: NFECounter, grid: list[float], path: AffinePath | None
+        self, field: NFECounter, inner: NFECounter, grid: list[float], path: Path | None
     ) -> Step:
         if self.exponential is None:
             return METHODS[self.method].stepper(field, inner)
@@ -233,7 +239,7 @@ class ODESolver(Solver):
                 "method='dpmpp_2m' integrates the states of a path, and was given a field without one: pass "
                 "schedule=... with it; a likelihood takes heun2 or dopri5"
             )
-        return self.exponential.stepper(field, path, grid)
+        return self.exponential.stepper(field, affine(path, "method='dpmpp_2m'"), grid)
 
     def drive(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.flow.keys import Key, KeyedStreams
-from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.shapes import Labels
 from fmlightning.flow.solvers.solution import Solution
 from fmlightning.flow.solvers.solver import Solver, TrainedField
@@ -22,9 +22,7 @@ def source_points(source: Source, seed: int, index: Tensor, event_shape: Sequenc
     return source.sample_keyed(Key(seed).fold("sampling").streams(index), event_shape)
 
 
-def path_noise(
-    path: AffinePath, seed: int, index: Tensor, event_shape: Sequence[int]
-) -> Tensor | None:
+def path_noise(path: Path, seed: int, index: Tensor, event_shape: Sequence[int]) -> Tensor | None:
     """The noise that a path with gamma > 0 starts with, (B, *S); None for the others."""
     if not path.stochastic:
         return None
@@ -56,6 +54,7 @@ def generate(
         eps: the noise of a path with gamma > 0 at its start, (B, *S), as from `path_noise`.
         streams: keyed streams of the samples, for a stochastic solver, as from `brownian_streams`.
     """
+    solver.check(field)
     return solver.sample(field, x0, y=y, save_at=save_at, noise=eps, streams=streams)
 
 

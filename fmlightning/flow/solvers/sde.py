@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.predictions import affine
 from fmlightning.flow.shapes import Field, Labels, Points, at
 from fmlightning.flow.solvers.brownian import Brownian, BrownianPath
 from fmlightning.flow.solvers.counted import NFECounter
@@ -138,6 +139,20 @@ class SDESolver(Solver):
     def name(self) -> str:
         return self.method
 
+    def check(self, model: TrainedField) -> None:
+        super().check(model)
+        self.sde(model)
+
+    def sde(self, model: TrainedField) -> MarginalPreservingSDE:
+        """The equation that the samples of a model follow.
+
+        Raises:
+            ValueError: the score of the model's source or coupling is unknown, or its path has no curves.
+        """
+        source, independent = (getattr(model, name, None) for name in ("source", "independent"))
+        path = affine(model.path, "SDESolver")
+        return MarginalPreservingSDE(path, source, bool(independent), self.diffusion)
+
     @property
     def evaluations(self) -> int:
         return self.num_steps * (1 if self.method == "euler_maruyama" else 2)
@@ -164,17 +179,14 @@ class SDESolver(Solver):
             SolverError: the state is not finite.
             ValueError: the score of the model's source or coupling is unknown, or there are no streams.
         """
-        source, independent = (getattr(model, name, None) for name in ("source", "independent"))
-        sde = MarginalPreservingSDE(model.path, source, bool(independent), self.diffusion)
+        sde = self.sde(model)
         if streams is None:
             raise ValueError(
                 "SDESolver draws noise: pass streams=key.streams(index), one index for each sample"
             )
         start, end = ends(model, t0, t1)
         x, brownian = path_start(model, x0, start, noise), BrownianPath(streams, x0)
-        solution = self.solve(
-            sde, model.given(y), x, brownian, start, end, save_at, path=model.path
-        )
+        solution = self.solve(sde, model.given(y), x, brownian, start, end, save_at, path=sde.path)
         return finish(model, solution, end, y)
 
     def solve(

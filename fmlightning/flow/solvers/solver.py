@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from fmlightning.flow.keys import KeyedStreams
-from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.shapes import Field, Labels, Points, Times, at
 from fmlightning.flow.solvers.solution import Solution
 
@@ -14,8 +14,9 @@ from fmlightning.flow.solvers.solution import Solution
 class TrainedField(Protocol):
     """A velocity field that knows its path: where it exists, where sampling starts and how it ends."""
 
-    path: AffinePath
+    path: Path
     t_range: tuple[float, float]
+    offers: frozenset[str]
 
     def given(self, y: Labels | None) -> Field: ...
 
@@ -60,6 +61,18 @@ class Solver(ABC):
             SolverError: the integration failed.
             ValueError: the model does not offer what the solver needs.
         """
+
+    def check(self, model: TrainedField) -> None:
+        """Refuse a model that does not fit, before anything is generated.
+
+        Raises:
+            ValueError: the model does not offer what the solver needs.
+        """
+        if missing := self.needs - model.offers:
+            raise ValueError(
+                f"model.solver={type(self).__name__} needs a model that offers {', '.join(sorted(missing))}, and "
+                f"{type(model).__name__} offers {', '.join(sorted(model.offers))}"
+            )
 
     @abstractmethod
     def refined(self) -> "Solver":

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.shapes import require_positive
 
 
@@ -18,9 +18,7 @@ class TimeGrid(ABC):
     def warp(self, s: Tensor) -> Tensor:
         """Increasing, with warp(0) = 0 and warp(1) = 1."""
 
-    def points(
-        self, num_steps: int, t0: float, t1: float, path: AffinePath | None = None
-    ) -> Tensor:
+    def points(self, num_steps: int, t0: float, t1: float, path: Path | None = None) -> Tensor:
         """`num_steps + 1` times from t0 to t1 in float64, in either direction.
 
         The warp belongs to the direction from noise to data, whichever way the grid runs.

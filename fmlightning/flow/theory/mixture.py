@@ -219,6 +219,7 @@ class MixturePath:
     mixture: GaussianMixture
     path: AffinePath
 
+    offers = frozenset({"velocity"})
     source = Gaussian()
     independent = True
 

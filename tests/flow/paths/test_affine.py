@@ -145,9 +145,9 @@ def test_shapes_and_times_that_do_not_fit_are_refused(path, x0, t, message):
 @pytest.mark.parametrize("schedule", NOISY, ids=repr)
 def test_a_path_with_noise_of_its_own_asks_for_it(schedule):
     path, x = schedule, torch.zeros(4, 2)
-    with pytest.raises(ValueError, match="pass eps"):
+    with pytest.raises(ValueError, match="pass noise"):
         path.sample(x, x, torch.full((4,), 0.5))
-    with pytest.raises(ValueError, match="pass eps"):
+    with pytest.raises(ValueError, match="pass noise"):
         path.start(x, 0.5)
 
 
