@@ -69,11 +69,11 @@ def require_time(name: str, t: float) -> None:
         raise ValueError(f"{name}={t:g} must lie in [0, 1], from the source to the data")
 
 
-def require_t_range(t_range: tuple[float, float]) -> None:
+def require_t_range(t_range: tuple[float, float], name: str = "t_range") -> None:
     """Refuse what is no part of [0, 1]."""
     low, high = t_range
     if not 0 <= low < high <= 1:
-        raise ValueError(f"t_range={t_range} must satisfy 0 <= low < high <= 1")
+        raise ValueError(f"{name}={t_range} must satisfy 0 <= low < high <= 1")
 
 
 def require_positive(settings: object, *names: str) -> None:

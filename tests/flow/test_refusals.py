@@ -131,7 +131,7 @@ def test_a_field_without_a_path_may_run_anywhere_but_to_nowhere(t):
 
 def test_a_grid_that_turns_back_is_refused():
     class Backwards(TimeGrid):
-        def warp(self, s):
+        def map(self, s):
             return s + torch.sin(2 * torch.pi * s) / 2
 
     with pytest.raises(ValueError, match="does not increase over 10 steps"):

@@ -1,4 +1,4 @@
-"""A field that is watched while a solver calls it: how often, with what, and whether the state stays finite."""
+"""Fields that count their calls and watch that the state stays finite, while a solver calls them."""
 
 import torch
 from torch import Tensor
@@ -29,11 +29,11 @@ class TorchdiffeqField:
         self.steps: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        # only an adaptive method's guess of its first step can look past the end, and the clamp holds it
+        # only an adaptive method's guess of its first step can pass the end, and the clamp holds it
         return self.field(x, t.to(x.dtype).clamp(self.low, self.high))
 
     def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        """torchdiffeq calls this before each fixed step; a look at the value would make a GPU wait."""
+        """Note the step: torchdiffeq calls this before each fixed one. To read the value would make a GPU wait."""
         self.steps.append((t, x.isfinite().all()))
 
     def lost_at(self, end: Tensor, t1: float) -> float | None:

@@ -35,7 +35,7 @@ from fmlightning.flow.solvers.runge_kutta import Step
 
 
 class GridPoint(NamedTuple):
-    """What a step needs to know of a time: the curves, and D = p v + q x."""
+    """The numbers of a step at one time: the curves, and D = p v + q x."""
 
     alpha: float
     sigma: float
@@ -87,7 +87,7 @@ class DPMSolver2M:
         return h / (2 * h_before) if math.isfinite(h) and math.isfinite(h_before) else 0.0
 
     def evaluations(self, num_steps: int) -> int:
-        """How often the field is called."""
+        """The number of calls of the field."""
         return num_steps
 
 

@@ -30,7 +30,7 @@ class LogSNRGrid(TimeGrid):
         if not 0 < self.end_step <= 1:
             raise ValueError(f"end_step={self.end_step} must lie in (0, 1]")
 
-    def warp(self, s: Tensor) -> Tensor:
+    def map(self, s: Tensor) -> Tensor:
         raise ValueError("LogSNRGrid depends on the path: call points(..., path=...)")
 
     def points(self, num_steps: int, t0: float, t1: float, path: Path | None = None) -> Tensor:

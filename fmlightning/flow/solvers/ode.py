@@ -1,9 +1,9 @@
 r"""Solving dx/dt = v(x, t).
 
-Adaptive methods are torchdiffeq's, fixed steps those of `steps` and `exponential`: one loop, whose cost is the
-field's, and whose stages are told apart. A solver returns the state at the end, the number of function evaluations it
-counted, and only those states on the way that were asked for. A descending interval runs the flow backwards.
-The field is never asked for a time outside the interval.
+Adaptive methods are torchdiffeq's, fixed steps those of `runge_kutta` and `dpm_solver`: one loop, whose cost is the
+field's, and whose stages are known. A solver returns the state at the end, the number of function evaluations it
+counted, and only those states on the way that were requested. A descending interval runs the flow backwards.
+The field is never called at a time outside the interval.
 
 Time is float64 throughout; the state keeps its precision. The error norm of an adaptive method spans the
 whole batch, so its steps, its NFE and, to the tolerance, its result depend on the batch: report its size.
@@ -27,14 +27,14 @@ from fmlightning.flow.solvers.counted import NFECounter as NFECounter
 from fmlightning.flow.solvers.counted import TorchdiffeqField
 from fmlightning.flow.solvers.dpm_solver import DPMSolver2M
 from fmlightning.flow.solvers.failure import (
-    only,
+    freeze_others,
     retry_subsets,
     root_mean_square,
     sizes,
     suspect_samples,
 )
 from fmlightning.flow.solvers.log_snr_grid import LogSNRGrid as LogSNRGrid
-from fmlightning.flow.solvers.runge_kutta import METHODS, Step, walk
+from fmlightning.flow.solvers.runge_kutta import METHODS, Step, integrate_fixed
 from fmlightning.flow.solvers.solution import Mask
 from fmlightning.flow.solvers.solution import Solution as Solution
 from fmlightning.flow.solvers.solution import SolverError as SolverError
@@ -68,7 +68,7 @@ class ODESolver(Solver):
 
     Args:
         method: fixed-step euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), Adams-Bashforth ab2, ab3, ab4,
-            dpmpp_2m (DPM-Solver++(2M), which asks for the path of the field), or
+            dpmpp_2m (DPM-Solver++(2M), which needs the path of the field), or
             torchdiffeq's explicit_adams and implicit_adams, of fourth order on an even grid (its own default of
             twelve is unstable: an error of 0.46 on dx/dt = -x in 80 steps);
             adaptive dopri5, dopri8, bosh3, fehlberg2, adaptive_heun.
@@ -76,7 +76,7 @@ class ODESolver(Solver):
             three times and rk4 four times; euler, dpmpp_2m and, after their first steps, ab2 to ab4 once.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
-        grid: where a fixed-step method stops.
+        grid: the times between the steps of a fixed-step method.
         max_num_steps: steps between two saved times after which an adaptive method gives up.
         failed: raise, or nan: samples that cannot be integrated become NaN with a warning, and the others of the
             batch are kept. The NFE then counts the attempts too.
@@ -128,7 +128,7 @@ class ODESolver(Solver):
 
     @property
     def exponential(self) -> DPMSolver2M | None:
-        """The method that asks for the path of the field, where this is it."""
+        """The method that needs the path of the field, if this is it."""
         return DPMSolver2M(self.lower_order_final) if self.method == "dpmpp_2m" else None
 
     def refined(self) -> "ODESolver":
@@ -191,9 +191,9 @@ class ODESolver(Solver):
         if self.evaluations:
             path = path or getattr(field, "path", None)
             grid = self.grid.points(self.num_steps, t0, t1, path).tolist()
-            return self.walk(field, inner, x, grid, times, path)
+            return self.integrate_fixed(field, inner, x, grid, times, path)
         try:
-            return self.drive(field, x, t0, t1, times)
+            return self.integrate_adaptive(field, x, t0, t1, times)
         except SolverError as error:
             if self.fixed or self.failed == "raise":
                 raise
@@ -204,15 +204,17 @@ class ODESolver(Solver):
     ) -> Solution:
         """An adaptive solution of the samples that have one."""
 
-        def attempt(rows: Mask) -> Solution:
-            return self.drive(only(field, x, rows), x, t0, t1, times, rows)
+        def attempt(chosen: Mask) -> Solution:
+            return self.integrate_adaptive(
+                freeze_others(field, x, chosen), x, t0, t1, times, chosen
+            )
 
         whole = torch.ones(len(x), dtype=torch.bool, device=x.device)
         part, end, states, nfe, failed = retry_subsets(attempt, whole, error)
         warn_of(self.method, failed)
         return Solution(end, nfe, part.times, states)
 
-    def walk(
+    def integrate_fixed(
         self,
         field: Field,
         inner: Field | None,
@@ -221,13 +223,15 @@ class ODESolver(Solver):
         times: Tensor,
         path: Path | None,
     ) -> Solution:
-        """By steps of our own."""
+        """The solution by a fixed-step method of `runge_kutta` or `dpm_solver`."""
         counted = NFECounter(field)
         counted_inner = counted if inner is None else NFECounter(inner)
-        walked = walk(self.stepper(counted, counted_inner, grid, path), x, grid, times.tolist())
+        found = integrate_fixed(
+            self.stepper(counted, counted_inner, grid, path), x, grid, times.tolist()
+        )
         nfe = counted.nfe + (0 if inner is None else counted_inner.nfe)
-        end = self.checked(walked.x, walked.lost_at, nfe)
-        return Solution(end, nfe, times.to(x.device), walked.states)
+        end = self.checked(found.x, found.lost_at, nfe)
+        return Solution(end, nfe, times.to(x.device), found.states)
 
     def stepper(
         self, field: NFECounter, inner: NFECounter, grid: list[float], path: Path | None
@@ -241,42 +245,42 @@ class ODESolver(Solver):
             )
         return self.exponential.stepper(field, affine(path, "method='dpmpp_2m'"), grid)
 
-    def drive(
+    def integrate_adaptive(
         self,
         field: Field,
         x: Points,
         t0: float,
         t1: float,
         times: Tensor,
-        rows: Mask | None = None,
+        chosen: Mask | None = None,
     ) -> Solution:
-        """By torchdiffeq; an adaptive method can be made to look at the error of some samples only."""
+        """The solution by torchdiffeq; the error norm of an adaptive method may span the chosen samples only."""
         counted = NFECounter(field)
-        door = TorchdiffeqField(counted, min(t0, t1), max(t0, t1))
+        watched = TorchdiffeqField(counted, min(t0, t1), max(t0, t1))
         stops = torch.cat((torch.tensor([t0, t1], dtype=torch.float64), times)).unique()
         stops = (stops if t0 < t1 else stops.flip(0)).to(x.device)
         try:
             states = odeint(
-                door,
+                watched,
                 x,
                 stops,
                 rtol=self.rtol,
                 atol=self.atol,
                 method=self.method,
-                options=self.options(stops, rows),
+                options=self.options(stops, chosen),
             )
         except AssertionError as error:
             whole = torch.ones(len(x), dtype=torch.bool, device=x.device)
-            found = suspect_samples(counted.x, counted.v, whole if rows is None else rows)
+            found = suspect_samples(counted.x, counted.v, whole if chosen is None else chosen)
             raise SolverError(
                 f"{self.method} stopped at t={float(counted.t):.6g} after {counted.nfe} evaluations: "
-                f"{str(error).split(': tensor')[0]}. It seems to be {named(found, counted)}; "
+                f"{str(error).split(': tensor')[0]}. It seems to be {describe(found, counted)}; "
                 f"rtol={self.rtol:g}, atol={self.atol:g}. Loosen the tolerances, narrow the interval, use a "
                 "fixed-step method, or keep the other samples with failed=nan.",
                 found,
                 counted.nfe,
             ) from error
-        end = self.checked(states[-1], door.lost_at(states[-1], t1), counted.nfe)
+        end = self.checked(states[-1], watched.lost_at(states[-1], t1), counted.nfe)
         keep = torch.isin(stops, times.to(stops.device))
         return Solution(end, counted.nfe, stops[keep], states[keep])
 
@@ -289,14 +293,14 @@ class ODESolver(Solver):
         warn_of(self.method, bad)
         return torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), torch.nan, x)
 
-    def options(self, stops: Tensor, rows: Mask | None = None) -> dict[str, object]:
-        """What torchdiffeq takes beside the tolerances."""
+    def options(self, stops: Tensor, chosen: Mask | None = None) -> dict[str, object]:
+        """The options of torchdiffeq beside the tolerances."""
         if self.fixed:
             # a grid of its own: torchdiffeq would else keep the state of every step
             points = self.grid.points(self.num_steps, float(stops[0]), float(stops[-1]))
             order = {"max_order": ADAMS[self.method]} if self.method in ADAMS else {}
             return {"grid_constructor": lambda func, y0, t: points.to(t), **order}
-        norm = {} if rows is None else {"norm": root_mean_square(rows)}
+        norm = {} if chosen is None else {"norm": root_mean_square(chosen)}
         return norm | {
             "dtype": torch.float64,
             "max_num_steps": self.max_num_steps,
@@ -306,7 +310,7 @@ class ODESolver(Solver):
 
 
 def require_ends(field: Field, *ends: float) -> None:
-    """Refuse what is no time, once before the loop: on a GPU a look at each evaluation would make it wait."""
+    """Refuse what is no time, once before the loop: a check at each evaluation would make a GPU wait."""
     trained = isinstance(field, TrainedField)
     for name, t in zip(("t0", "t1"), ends, strict=True):
         if trained:
@@ -316,7 +320,7 @@ def require_ends(field: Field, *ends: float) -> None:
 
 
 def saved_times(save_at: int | Sequence[float], t0: float, t1: float) -> Tensor:
-    """The times asked for, each once, in the order of the integration, in float64."""
+    """The requested times, each once, in the order of the integration, in float64."""
     if isinstance(save_at, int):
         if save_at < 0 or save_at == 1:
             raise ValueError(
@@ -335,30 +339,30 @@ def require_finite(method: str, x: Tensor, lost_at: float | None, nfe: int) -> N
         return
     bad = ~x.flatten(1).isfinite().all(1)
     raise SolverError(
-        f"{method} lost {int(bad.sum())} of {len(x)} samples (first: {numbers(bad)}): the state is not finite at "
+        f"{method} lost {int(bad.sum())} of {len(x)} samples (first: {first_of(bad)}): the state is not finite at "
         f"t={lost_at:.6g}; {nfe} evaluations. The field may be singular there, or the steps too large.",
         bad,
         nfe,
     )
 
 
-def numbers(rows: Mask, most: int = 5) -> list[int]:
+def first_of(chosen: Mask, most: int = 5) -> list[int]:
     """The first of the chosen samples."""
-    return rows.nonzero().flatten()[:most].tolist()
+    return chosen.nonzero().flatten()[:most].tolist()
 
 
-def named(rows: Mask, last: NFECounter) -> str:
+def describe(chosen: Mask, last: NFECounter) -> str:
     """The chosen samples, with the state and the velocity of the first where the solver gave up."""
-    first = numbers(rows, 1)[0]
+    first = first_of(chosen, 1)[0]
     x, v = (float(sizes(y)[first]) for y in (last.x, last.v))
-    more = int(rows.sum()) - 1
+    more = int(chosen.sum()) - 1
     others = f" and {more} more" if more else ""
-    return f"sample {first} of {len(rows)}{others}: max |x| = {x:.3g}, max |v| = {v:.3g}"
+    return f"sample {first} of {len(chosen)}{others}: max |x| = {x:.3g}, max |v| = {v:.3g}"
 
 
 def warn_of(method: str, failed: Mask) -> None:
     warnings.warn(
-        f"{method} could not integrate {int(failed.sum())} of {len(failed)} samples (first: {numbers(failed)}): "
+        f"{method} could not integrate {int(failed.sum())} of {len(failed)} samples (first: {first_of(failed)}): "
         "they are NaN",
         stacklevel=4,
     )

@@ -1,4 +1,4 @@
-r"""Fixed-step methods as data, and the walk along a grid that takes them.
+r"""Fixed-step methods as data, and the integration along a grid that takes them.
 
 A Runge-Kutta step from (x, t) over h is
 
@@ -28,7 +28,7 @@ Step = Callable[[Tensor, float, float], Tensor]
 """`(x, t0, t1) -> x at t1`."""
 
 LOOK_EVERY = 10
-"""Steps between two looks at whether the state is finite: one takes a tenth of a small network's step."""
+"""Steps between two checks that the state is finite: one takes a tenth of a small network's step."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RungeKutta:
         return advance(x, t1 - t0, self.b, slopes), slopes[0]
 
     def evaluations(self, num_steps: int) -> int:
-        """How often the field is called."""
+        """The number of calls of the field."""
         return len(self.b) * num_steps
 
 
@@ -95,7 +95,7 @@ class AdamsBashforth:
         return step
 
     def evaluations(self, num_steps: int) -> int:
-        """How often the field is called."""
+        """The number of calls of the field."""
         return num_steps + (len(self.start.b) - 1) * min(num_steps, self.order - 1)
 
 
@@ -140,14 +140,22 @@ METHODS: dict[str, RungeKutta | AdamsBashforth] = {
 
 @dataclass(frozen=True)
 class FixedSolution:
-    """Where a walk came to, what was saved on the way, and when the state was seen not to be finite, if ever."""
+    """The solution of a fixed-step method.
+
+    Attributes:
+        x: the state at the end.
+        states: the states saved on the way.
+        lost_at: the time at which the state was first seen not to be finite, if ever.
+    """
 
     x: Tensor
     states: Tensor
     lost_at: float | None
 
 
-def walk(step: Step, x: Points, grid: Sequence[float], times: Sequence[float]) -> FixedSolution:
+def integrate_fixed(
+    step: Step, x: Points, grid: Sequence[float], times: Sequence[float]
+) -> FixedSolution:
     """Take a step between each two neighbours of a grid.
 
     Args:
@@ -171,9 +179,9 @@ def walk(step: Step, x: Points, grid: Sequence[float], times: Sequence[float]) -
 
 
 def lost_at(x: Tensor, sums: Sequence[Tensor], times: Sequence[float], end: float) -> float | None:
-    """When a state was first seen not to be finite, by the sums of some; what is lost once stays lost.
+    """The time at which a state was first seen not to be finite, by the sums of some; what is lost once stays lost.
 
-    All are looked at together in the end: a look on the way would make a GPU wait.
+    All are read together in the end: to read one on the way would make a GPU wait.
     """
     if bool(x.isfinite().all()):
         return None

@@ -20,6 +20,7 @@ Source: Song et al. 2021, arXiv:2011.13456; Ma et al. 2024 (SiT), arXiv:2401.087
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -29,11 +30,11 @@ from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.predictions import affine
 from fmlightning.flow.shapes import Field, Labels, Points, at
-from fmlightning.flow.solvers.brownian import Brownian, BrownianPath
+from fmlightning.flow.solvers.brownian import RESOLUTION, Brownian, BrownianPath
 from fmlightning.flow.solvers.counted import NFECounter
 from fmlightning.flow.solvers.diffusions import Diffusion, LinearDiffusion
 from fmlightning.flow.solvers.ode import require_ends, require_finite, saved_times
-from fmlightning.flow.solvers.runge_kutta import Step, walk
+from fmlightning.flow.solvers.runge_kutta import Step, integrate_fixed
 from fmlightning.flow.solvers.score import require_score, score
 from fmlightning.flow.solvers.solution import Solution
 from fmlightning.flow.solvers.solver import Solver, TrainedField, ends, finish, path_start
@@ -118,7 +119,7 @@ class SDESolver(Solver):
     Args:
         method: euler_maruyama calls the field once a step and has weak order 1; stochastic_heun, twice and 2.
         num_steps: intervals.
-        grid: where it stops.
+        grid: the times between the steps.
         diffusion: how much noise to add.
     """
 
@@ -227,9 +228,15 @@ class SDESolver(Solver):
             sde, counted, brownian, t1
         )
         grid = self.grid.points(self.num_steps, t0, t1, path).tolist()
-        walked = walk(step, x, grid, times.tolist())
-        require_finite(self.method, walked.x, walked.lost_at, counted.nfe)
-        return Solution(walked.x, counted.nfe, times.to(x.device), walked.states)
+        shortest = min(after - before for before, after in pairwise(grid))
+        if shortest < RESOLUTION:
+            raise ValueError(
+                f"num_steps={self.num_steps} on grid={self.grid} has a step of {shortest:.2g}, and Brownian paths are "
+                f"resolved to {RESOLUTION:.2g}: take fewer steps, or UniformGrid"
+            )
+        found = integrate_fixed(step, x, grid, times.tolist())
+        require_finite(self.method, found.x, found.lost_at, counted.nfe)
+        return Solution(found.x, counted.nfe, times.to(x.device), found.states)
 
 
 def euler_maruyama(sde: SDE, field: Field, brownian: Brownian, end: float) -> Step:

@@ -1,4 +1,4 @@
-"""What an integration returns, or fails with."""
+"""The result of an integration, or its failure."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ Mask = Bool[Tensor, " B"]
 
 @dataclass(frozen=True)
 class Solution:
-    """What an integration returns.
+    """The result of an integration.
 
     Attributes:
         x: the state at the end, (B, *S).
         nfe: how often the field was called.
         times: the times of `states`, (K,), in float64.
-        states: the states at the times asked for, (K, B, *S); K = 0 if none were.
+        states: the states at the requested times, (K, B, *S); K = 0 if there are none.
     """
 
     x: Tensor

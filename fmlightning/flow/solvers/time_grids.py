@@ -1,4 +1,4 @@
-"""Where a fixed-step solver stops."""
+"""Time grids: the times at which a fixed-step solver stops."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from fmlightning.flow.shapes import require_positive
 
 
 class TimeGrid(ABC):
-    """Where a fixed-step solver stops: a map of [0, 1] to itself that keeps both ends."""
+    """The times at which a fixed-step solver stops: a map of [0, 1] to itself that keeps both ends."""
 
     @abstractmethod
-    def warp(self, s: Tensor) -> Tensor:
-        """Increasing, with warp(0) = 0 and warp(1) = 1."""
+    def map(self, s: Tensor) -> Tensor:
+        """Increasing, with map(0) = 0 and map(1) = 1."""
 
     def points(self, num_steps: int, t0: float, t1: float, path: Path | None = None) -> Tensor:
         """`num_steps + 1` times from t0 to t1 in float64, in either direction.
 
-        The warp belongs to the direction from noise to data, whichever way the grid runs.
+        The map belongs to the direction from noise to data, whichever way the grid runs.
 
         Args:
             path: the curves of the path, for grids that depend on it; this one does not.
         """
         s = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
         low, high = min(t0, t1), max(t0, t1)
-        grid = low + (high - low) * self.warp(s)
+        grid = low + (high - low) * self.map(s)
         grid[0], grid[-1] = low, high  # exactly: solvers compare the ends
         if not bool((grid.diff() > 0).all()) and low < high:
             raise ValueError(
@@ -42,7 +42,7 @@ class TimeGrid(ABC):
 class UniformGrid(TimeGrid):
     """Equal steps."""
 
-    def warp(self, s: Tensor) -> Tensor:
+    def map(self, s: Tensor) -> Tensor:
         return s
 
 
@@ -62,7 +62,7 @@ class ShiftedGrid(TimeGrid):
         if not self.shift > 0:
             raise ValueError(f"shift={self.shift} must be positive; 1 leaves the grid uniform")
 
-    def warp(self, s: Tensor) -> Tensor:
+    def map(self, s: Tensor) -> Tensor:
         n = 1 - s
         return 1 - self.shift * n / (1 + (self.shift - 1) * n)
 
@@ -92,7 +92,7 @@ class EDMGrid(TimeGrid):
                 f"sigma_min={self.sigma_min} must lie below sigma_max={self.sigma_max}"
             )
 
-    def warp(self, s: Tensor) -> Tensor:
+    def map(self, s: Tensor) -> Tensor:
         first, last = (level ** (1 / self.rho) for level in (self.sigma_max, self.sigma_min))
         t = 1 / (1 + (first + s * (last - first)) ** self.rho)
         low, high = 1 / (1 + self.sigma_max), 1 / (1 + self.sigma_min)
@@ -101,7 +101,7 @@ class EDMGrid(TimeGrid):
 
 @dataclass(frozen=True)
 class CustomGrid(TimeGrid):
-    """A grid of one's own, met exactly with `num_steps` = len(times) - 1 and interpolated linearly otherwise.
+    """Given times, met exactly with `num_steps` = len(times) - 1 and interpolated linearly otherwise.
 
     Args:
         times: increasing, from 0 to 1; on a path with a shorter interval they are stretched over it.
@@ -114,7 +114,7 @@ class CustomGrid(TimeGrid):
         if len(self.times) < 2 or self.times[0] != 0 or self.times[-1] != 1 or not increasing:
             raise ValueError(f"times={list(self.times)} must increase from 0 to 1")
 
-    def warp(self, s: Tensor) -> Tensor:
+    def map(self, s: Tensor) -> Tensor:
         times = torch.tensor(self.times, dtype=s.dtype, device=s.device)
         place = s * (len(times) - 1)
         left = place.long().clamp(max=len(times) - 2)

@@ -179,7 +179,7 @@ def test_grids_are_the_same_in_both_directions(grid):
 
 @grid
 def test_the_warp_reaches_both_ends_by_itself(grid):
-    ends = grid.warp(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    ends = grid.map(torch.tensor([0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(
         ends, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-12
     )

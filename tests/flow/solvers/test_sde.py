@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.keys import Key
@@ -23,6 +24,7 @@ from fmlightning.flow.solvers.diffusions import (
     PathDiffusion,
     SigmaDiffusion,
 )
+from fmlightning.flow.solvers.log_snr_grid import LogSNRGrid
 from fmlightning.flow.solvers.ode import ODESolver, SolverError
 from fmlightning.flow.solvers.sampling import brownian_streams, generate, sample, source_points
 from fmlightning.flow.solvers.score import score
@@ -374,16 +376,17 @@ def test_sampling_is_solving_the_sde_of_the_model():
     assert found.nfe == solver.evaluations == 16
 
 
-@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
-def test_every_network_field_is_sampled_alike(predicts):
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
+def test_every_network_field_is_sampled_alike(prediction):
     """From the oracle's own predictions; where the interval stops short, one more evaluation ends on the data."""
-    path, index = MIXTURE.along(Linear()), torch.arange(64)
-    field, solver = gaussian_field(path, predicts), SDESolver("stochastic_heun", 200)
-    found = sample(field, Gaussian(), solver, index, (2,), seed=5)
-    truth = sample(path, Gaussian(), solver, index, (2,), seed=5)
-    assert found.nfe == 400 + (field.t_range[1] < 1)
-    # noise, score and data exist 1e-3 off an end, where the start and the data point differ by about as much; float32
-    torch.testing.assert_close(found.x, truth.x, rtol=0, atol=2e-2)
+    path, index = MIXTURE.along(Linear()), torch.arange(16)
+    field, solver = gaussian_field(path, prediction), SDESolver("stochastic_heun", 20)
+    x0, streams = start(16), brownian_streams(5, index)
+    found = generate(field, x0, solver, streams=streams)
+    low, high = field.t_range
+    truth = solver.sample(path, x0, t0=low, t1=high, streams=streams)
+    assert found.nfe == truth.nfe == 40 + (high < 1)
+    torch.testing.assert_close(found.x, truth.x, rtol=0, atol=1e-9)  # float64
 
 
 @pytest.mark.parametrize("solver", [SDESolver("euler_maruyama", 20), ODESolver("heun2", 10)])
@@ -397,12 +400,12 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(solver):
 
 def test_the_solver_that_checks_another_refines_the_same_samples():
     """Twice the steps along one Brownian path: nearer to the limit than another path, by far."""
-    path, solver = MIXTURE.along(Linear()), SDESolver("stochastic_heun", 100)
-    index = torch.arange(200)
+    path, solver = MIXTURE.along(Linear()), SDESolver("stochastic_heun", 32)
+    index = torch.arange(100)
     coarse, fine = (sample(path, Gaussian(), s, index, (2,)).x for s in (solver, solver.refined()))
     other = sample(path, Gaussian(), solver, index, (2,), seed=1).x
-    assert solver.refined().num_steps == 200
-    assert (coarse - fine).norm(dim=1).mean() < 0.05 * (coarse - other).norm(dim=1).mean()
+    assert solver.refined().num_steps == 64
+    assert (coarse - fine).norm(dim=1).median() < 0.1 * (coarse - other).norm(dim=1).median()
 
 
 def test_the_times_of_an_integration_may_be_given():
@@ -441,6 +444,37 @@ def test_a_model_whose_score_is_unknown_is_refused_before_any_evaluation(trained
     for model in (field, guided):
         with pytest.raises(ValueError, match=reason):
             generate(model, start(3), SDESolver(), streams=brownian_streams(0, torch.arange(3)))
+
+
+def test_steps_shorter_than_the_path_is_resolved_are_refused_before_the_loop():
+    def unseen(x, t):
+        raise AssertionError("the field was called")
+
+    with pytest.raises(ValueError, match=r"num_steps=70000 on grid=UniformGrid.*fewer steps"):
+        SDESolver(num_steps=70_000).solve(same(Linear()), unseen, start(3), brownian(start(3)))
+
+
+def test_a_config_names_every_part():
+    """The solver is chosen and set by text; its diffusion knows of no path until it samples."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--solver", type=Solver, default=ODESolver())
+    text = {
+        "class_path": "fmlightning.flow.SDESolver",
+        "init_args": {
+            "method": "euler_maruyama",
+            "num_steps": 6,
+            "grid": {"class_path": "fmlightning.flow.LogSNRGrid"},
+            "diffusion": {
+                "class_path": "fmlightning.flow.PathDiffusion",
+                "init_args": {"t_range": [0.05, 1.0]},
+            },
+        },
+    }
+    solver = parser.instantiate(parser.parse_object({"solver": text})).solver
+    expected = SDESolver("euler_maruyama", 6, LogSNRGrid(), PathDiffusion((0.05, 1.0)))
+    assert solver == expected
+    x = sample(MIXTURE.along(Linear()), Gaussian(), solver, torch.arange(4), (2,)).x
+    assert x.isfinite().all()
 
 
 def test_a_solver_that_draws_needs_streams():
