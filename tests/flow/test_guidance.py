@@ -54,7 +54,7 @@ def points(n=64, stream=0):
 def test_it_is_the_pointwise_form(schedule, w):
     """(alpha'/alpha) x + (sigma D / alpha) grad log[p(x|y)^w p(x)^(1-w)], by autograd of the closed densities."""
     x, t, y = points()
-    guided = Guidance(w).free(NetworkField(Labelled(schedule), schedule), 2)
+    guided = Guidance(w).cfg(NetworkField(Labelled(schedule), schedule), 2)
     moved = x.clone().requires_grad_()
     given = torch.stack([law.along(schedule).log_prob(moved, t) for law in CLASSES])
     log_density = w * given[y, torch.arange(len(x))] + (1 - w) * ALL.along(schedule).log_prob(
@@ -74,7 +74,7 @@ def test_it_is_not_the_field_of_tilted_data():
     given, free = GaussianMixture([1.0], [[1.0]], 0.5), GaussianMixture([1.0], [[0.0]], 1.0)
     precision = w / 0.25 + (1 - w)
     tilted = GaussianMixture([1.0], [[w * 1.0 / 0.25 / precision]], precision**-0.5)
-    guided = Guidance(w).free(NetworkField(Labelled(schedule, laws=(given, free)), schedule), 1)
+    guided = Guidance(w).cfg(NetworkField(Labelled(schedule, laws=(given, free)), schedule), 1)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     y = torch.zeros(9, dtype=torch.long)
     apart = [
@@ -87,7 +87,7 @@ def test_it_is_not_the_field_of_tilted_data():
 
 def test_one_network_call_on_twice_the_batch():
     network = Labelled(Linear())
-    field = Guidance(3.0).free(NetworkField(network, Linear()), 2)
+    field = Guidance(3.0).cfg(NetworkField(network, Linear()), 2)
     x, _, y = points(10)
     solution = generate(field, x, ODESolver(method="heun2", num_steps=5), y=y)
     assert network.sizes == [20] * solution.nfe == [20] * 10
@@ -96,16 +96,16 @@ def test_one_network_call_on_twice_the_batch():
 def test_scale_one_is_the_model_and_zero_the_other_field():
     x, t, y = points()
     field = NetworkField(Labelled(Linear()), Linear())
-    assert Guidance(1.0).free(field, 2) is field
-    other = Guidance(0.0).free(field, 2)
+    assert Guidance(1.0).cfg(field, 2) is field
+    other = Guidance(0.0).cfg(field, 2)
     torch.testing.assert_close(other(x, t, y), field(x, t, torch.full_like(y, 2)))
 
 
 def test_it_acts_in_its_interval_only():
     x, t, y = points()
     field = NetworkField(Labelled(Linear()), Linear())
-    guided = Guidance(3.0, t_range=(0.3, 0.6)).free(field, 2)
-    always = Guidance(3.0).free(field, 2)
+    guided = Guidance(3.0, t_range=(0.3, 0.6)).cfg(field, 2)
+    always = Guidance(3.0).cfg(field, 2)
     inside = (t >= 0.3) & (t <= 0.6)
     torch.testing.assert_close(guided(x, t, y)[inside], always(x, t, y)[inside])
     torch.testing.assert_close(guided(x, t, y)[~inside], field(x, t, y)[~inside])
@@ -125,14 +125,14 @@ def test_the_rescaled_field_is_as_close_as_a_factor_can_bring_it():
     for other in (0.9, 1.1):
         assert (residual <= (v1 - other * s[:, None] * v0).norm(dim=1)).all()
     # the published form: (1 - w) s v_u + w v_c
-    guided = Guidance(2.5, rescale=True).free(field, 2)
+    guided = Guidance(2.5, rescale=True).cfg(field, 2)
     torch.testing.assert_close(guided(x, t, y), -1.5 * s[:, None] * v0 + 2.5 * v1)
     assert closest(torch.zeros(1, 2), torch.ones(1, 2)) == 0
 
 
 def test_it_stands_still_at_the_start():
     x, _, y = points()
-    guided = Guidance(2.0, zero_until=0.04).free(NetworkField(Labelled(Linear()), Linear()), 2)
+    guided = Guidance(2.0, zero_until=0.04).cfg(NetworkField(Labelled(Linear()), Linear()), 2)
     assert (guided(x, torch.tensor(0.02, dtype=torch.float64), y) == 0).all()
     assert (guided(x, torch.tensor(0.04, dtype=torch.float64), y) != 0).all()
 
@@ -141,7 +141,7 @@ def test_autoguidance_pushes_away_from_the_weaker_model():
     x, t, y = points()
     strong = NetworkField(Labelled(Linear()), Linear())
     weak = NetworkField(Labelled(Linear(), "data", laws=(ALL, ALL, ALL)), Linear(), "data")
-    guided = Guidance(2.0).auto(strong, weak)
+    guided = Guidance(2.0).autoguide(strong, weak)
     torch.testing.assert_close(guided(x, t, y), 2 * strong(x, t, y) - weak(x, t, y))
     # the data prediction stops short of t = 1, and so do both
     assert guided.t_range == weak.t_range != strong.t_range
@@ -152,9 +152,9 @@ def test_autoguidance_pushes_away_from_the_weaker_model():
 def test_every_solver_and_prediction_ends_in_the_same_place(prediction, method):
     """To 1e-2 in 60 steps of order 2 and more, 3e-2 in 200 of order 1."""
     x, _, y = points(4)
-    exact = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
+    exact = Guidance(2.0).cfg(NetworkField(Labelled(Linear()), Linear()), 2)
     reference = generate(exact, x, ODESolver(method="dopri5", rtol=1e-8, atol=1e-8), y=y).x
-    field = Guidance(2.0).free(
+    field = Guidance(2.0).cfg(
         NetworkField(Labelled(Linear(), prediction), Linear(), prediction), 2
     )
     assert isinstance(field, TrainedField)
@@ -167,7 +167,7 @@ def test_every_solver_and_prediction_ends_in_the_same_place(prediction, method):
 
 def test_the_sde_takes_it():
     x, _, y = points(16)
-    field = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
+    field = Guidance(2.0).cfg(NetworkField(Labelled(Linear()), Linear()), 2)
     streams = Key(0).fold("sde").streams(torch.arange(16))
     sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
     found = SDESolver(num_steps=50).solve(sde, field.given(y), x, BrownianPath(streams, x))
@@ -179,8 +179,8 @@ def test_the_sde_takes_it():
     ("options", "named"),
     [
         ({"scale": float("nan")}, "scale"),
-        ({"interval": (0.5, 0.5)}, "interval"),
-        ({"interval": (0.0, 2.0)}, "interval"),
+        ({"t_range": (0.5, 0.5)}, "interval"),
+        ({"t_range": (0.0, 2.0)}, "interval"),
         ({"zero_until": 1.0}, "zero_until"),
     ],
 )
@@ -193,10 +193,10 @@ def test_labels_are_asked_for():
     x, t, _ = points()
     field = NetworkField(Labelled(Linear()), Linear())
     with pytest.raises(ValueError, match="needs a model with labels"):
-        Guidance(2.0).free(field, 0)
+        Guidance(2.0).cfg(field, 0)
     with pytest.raises(ValueError, match="which class"):
-        Guidance(2.0).free(field, 2)(x, t)
+        Guidance(2.0).cfg(field, 2)(x, t)
     with pytest.raises(ValueError, match="one path"):
-        Guidance(2.0).auto(field, NetworkField(Labelled(Trigonometric()), Trigonometric()))
+        Guidance(2.0).autoguide(field, NetworkField(Labelled(Trigonometric()), Trigonometric()))
     with pytest.raises(ValueError, match="either"):
         GuidedField(Guidance(2.0), field)

@@ -440,7 +440,7 @@ def test_a_model_whose_score_is_unknown_is_refused_before_any_evaluation(trained
             raise AssertionError("the network was called")
 
     field = NetworkField(Unseen(), Linear(), **trained)
-    guided = Guidance(2.0).auto(field, field)
+    guided = Guidance(2.0).autoguide(field, field)
     for model in (field, guided):
         with pytest.raises(ValueError, match=reason):
             generate(model, start(3), SDESolver(), streams=brownian_streams(0, torch.arange(3)))
@@ -489,7 +489,7 @@ def test_a_guided_model_has_the_score_of_its_guided_velocity():
         GaussianMixture([1.0], [[0.0, 0.0]], 1.5).along(Linear()),
     )
     fields = [gaussian_field(p, "velocity") for p in (strong, weak)]
-    guided = Guidance(3.0).auto(*fields)
+    guided = Guidance(3.0).autoguide(*fields)
     x, t = start(20), torch.tensor(0.6, dtype=torch.float64)
     found = score(guided(x, t), x, t, Linear())
     s1, s0 = strong.score(x, t), weak.score(x, t)
