@@ -326,7 +326,8 @@ def check_data() -> Iterator[Line]:
     """The data sets that come along, and the folders where others are looked for."""
     import inspect
 
-    from fmlightning.cli.parser import import_public_classes, subclasses
+    from fmlightning.cli.explain import subclasses
+    from fmlightning.cli.parser import import_public_classes
     from fmlightning.data.images.digits import digits
     from fmlightning.data.module import FlowData
 

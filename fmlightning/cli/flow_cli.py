@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from fmlightning.cli.config_files import translated
 from fmlightning.cli.init_from import Weights, start_from, starting_weights
 from fmlightning.cli.messages import at_work, leaves, located
 from fmlightning.cli.options import add_options, add_seed
@@ -133,7 +134,7 @@ class FlowCLI(LightningCLI):
         self.text = yaml.safe_dump(self.resolved, sort_keys=False)
         require_no_secret(leaves(self.resolved))
         check_values(self.resolved)
-        for name in nulls(parser, options, parser):
+        for name in nulls(parser, options):
             raise ValueError(f"{name}=null must have a value; leave it out for its default")
         check_trainer(options.trainer)
         check_scheduler(self.resolved["model"]["scheduler"], options.trainer)
@@ -148,7 +149,7 @@ class FlowCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.arguments: list[str] = list(args or [])
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, translated(self.arguments))
 
     def instantiate_classes(self) -> None:
         seed = self.options.seed_everything

@@ -1,15 +1,14 @@
 """The run directory of a command: whether it may be written, what is resumed in it, and where a checkpoint is."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fmlightning.cli.config_files import RESUME
 from fmlightning.cli.quiet import say
 from fmlightning.runs.checksum import require_whole, sealed_step
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run, require_vacant
-
-RESUME = ("auto", "last")
-"""Values of `--ckpt_path` that mean the run's own newest checkpoint."""
 
 TRAINED_WITH = ("network", "path", "source", "predicts")
 """Options of the model without which its weights mean something else."""
@@ -81,7 +80,7 @@ def claim(folder: Path, config: dict[str, Any], rerun: bool, resumes: bool, resu
     run = Run(folder)
     if rerun:
         return
-    unchanged = run.manifest.get("config_hash") == config_hash(config)
+    unchanged = is_of(run, config_hash(config))
     if run.status == "finished" and resumes and unchanged:
         raise AlreadyFinished(folder)
     if run.status == "finished" and not resumed:
@@ -95,6 +94,15 @@ def claim(folder: Path, config: dict[str, Any], rerun: bool, resumes: bool, resu
             f"{folder} holds this run, {run.status}. To resume it: add --ckpt_path auto. "
             "To start again and keep the old one beside it: add --rerun"
         )
+
+
+def is_of(run: Run, digest: str) -> bool:
+    """Whether a run is of the config of a hash; one of an earlier version was named by another, and is hashed again."""
+    if run.manifest.get("config_hash") == digest:
+        return True
+    with suppress(OSError, ValueError):  # a config that is not there, or damaged
+        return config_hash(run.config) == digest
+    return False
 
 
 def move_aside(folder: Path) -> None:

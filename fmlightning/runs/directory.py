@@ -19,6 +19,7 @@ import yaml
 
 from fmlightning.runs.checksum import require_whole, sealed_step
 from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.legacy import translate
 
 RUN_FILES = {
     "config.yaml",
@@ -118,7 +119,7 @@ class Run:
             raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
         if not (isinstance(config, dict) and all(config.get(k) for k in ("model", "trainer"))):
             raise ValueError(f"{file} holds no config of a run: the file is damaged")
-        return config
+        return translate(config, file)
 
     @property
     def manifest(self) -> dict[str, Any]:
