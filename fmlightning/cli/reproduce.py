@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from fmlightning.cli.argparser import Parser, console
@@ -129,7 +128,7 @@ def finished(path: str | Path) -> Run:
     if missing or "fingerprint" not in manifest["data"]:
         lost = missing[0] if missing else "fingerprint"
         raise ValueError(f"{run.path / 'manifest.json'} is damaged: it has no {lost!r}")
-    found, recorded = config_hash(read_config(run)), manifest["config_hash"]
+    found, recorded = config_hash(run.saved_config), manifest["config_hash"]
     if found != recorded:
         raise ValueError(
             f"{config} has the hash {found} and its run {recorded}: it was changed after the run, or another version "
@@ -147,20 +146,12 @@ def other(run: Run, path: str) -> Run:
     again = finished(path)
     if again.path.resolve() == run.path.resolve():
         raise ValueError(f"--against {path} is the run itself: name another of the same config")
-    there, here = again.manifest["config_hash"], run.manifest["config_hash"]
-    if there != here:
+    if not again.hashes & run.hashes:
+        there, here = again.manifest["config_hash"], run.manifest["config_hash"]
         raise ValueError(
             f"--against {path} is of another config: its hash is {there} and that of {run.path} is {here}"
         )
     return again
-
-
-def read_config(run: Run) -> dict[str, Any]:
-    try:
-        return run.config
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        words = " ".join(str(error).split())
-        raise ValueError(f"{run.path / 'config.yaml'} is damaged: {words}") from error
 
 
 def vacant(run: Run, folder: Path | None) -> Path:
@@ -173,8 +164,8 @@ def vacant(run: Run, folder: Path | None) -> Path:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     there = Run(folder).manifest
-    same = there.get("config_hash") == run.manifest["config_hash"]
-    if not same or there["status"] == "finished":
+    same = Run(folder).hashes & run.hashes
+    if not same or there.get("status") == "finished":
         raise ValueError(
             f"--run_dir {folder} exists: name a new directory. To compare with a run that is in it: --against {folder}"
         )

@@ -1,6 +1,5 @@
 """The run directory of a command: whether it may be written, what is resumed in it, and where a checkpoint is."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def claim(folder: Path, config: dict[str, Any], rerun: bool, resumes: bool, resu
     run = Run(folder)
     if rerun:
         return
-    unchanged = is_of(run, config_hash(config))
+    unchanged = config_hash(config) in run.hashes
     if run.status == "finished" and resumes and unchanged:
         raise AlreadyFinished(folder)
     if run.status == "finished" and not resumed:
@@ -94,15 +93,6 @@ def claim(folder: Path, config: dict[str, Any], rerun: bool, resumes: bool, resu
             f"{folder} holds this run, {run.status}. To resume it: add --ckpt_path auto. "
             "To start again and keep the old one beside it: add --rerun"
         )
-
-
-def is_of(run: Run, digest: str) -> bool:
-    """Whether a run is of the config of a hash; one of an earlier version was named by another, and is hashed again."""
-    if run.manifest.get("config_hash") == digest:
-        return True
-    with suppress(OSError, ValueError):  # a config that is not there, or damaged
-        return config_hash(run.config) == digest
-    return False
 
 
 def move_aside(folder: Path) -> None:

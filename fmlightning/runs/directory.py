@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
+        """Its resolved config, under the names of today."""
+        return translate(self.saved_config, self.path / "config.yaml")
+
+    @property
+    def saved_config(self) -> dict[str, Any]:
+        """Its resolved config as it was written.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         file = self.path / "config.yaml"
         try:
             config = yaml.safe_load(file.read_text())
@@ -119,11 +130,19 @@ class Run:
             raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
         if not (isinstance(config, dict) and all(config.get(k) for k in ("model", "trainer"))):
             raise ValueError(f"{file} holds no config of a run: the file is damaged")
-        return translate(config, file)
+        return config
 
     @property
     def manifest(self) -> dict[str, Any]:
         return read_json(self.path / "manifest.json")
+
+    @property
+    def hashes(self) -> set[str]:
+        """The hash in its manifest, and that of its config under the names of today."""
+        found = {self.manifest["config_hash"]} if "config_hash" in self.manifest else set()
+        with suppress(OSError, ValueError):  # a config that is not there, or damaged
+            found.add(config_hash(self.config))
+        return found
 
     @property
     def evaluation(self) -> dict[str, Any]:
