@@ -106,7 +106,7 @@ def read(name: str) -> Any:
 
 
 def explained(error: yaml.YAMLError) -> str:
-    """Where a file is not YAML, and what to do."""
+    """The line in which a file is not YAML, and what to do."""
     problem = str(getattr(error, "problem", None) or error)
     mark = getattr(error, "problem_mark", None)
     cures = {

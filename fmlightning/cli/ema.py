@@ -12,7 +12,7 @@ DESCRIPTION = """Write an average of the weights of a run to a file, which `samp
 it is one of the averages that were taken in training. Without an option: the averages there are."""
 
 ROUGH = 0.05
-"""A profile that is this far from the one asked for deserves a word."""
+"""Distance from the requested profile above which a warning is printed."""
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def written(options: Any) -> Path:
-    """The file of the average that was asked for.
+    """Write the requested average and return its file.
 
     Raises:
         ValueError: there is no such average, or the file exists.
@@ -73,7 +73,7 @@ def written(options: Any) -> Path:
 
 
 def remedy(run: Path, step: int) -> str:
-    """What brings a profile nearer."""
+    """Advice that brings a profile nearer to the requested one."""
     from fmlightning.training.ema.snapshots import snapshots
 
     kept = [t for t, _ in snapshots(run)]
@@ -84,7 +84,7 @@ def remedy(run: Path, step: int) -> str:
 
 
 def opened(named: str) -> tuple[dict[str, Any], Path]:
-    """The checkpoint that was named, or the run's newest."""
+    """The named checkpoint, or the run's newest, and its file."""
     from fmlightning.runs.checkpoint import read_checkpoint
 
     file = checkpoint_file(named)
@@ -125,7 +125,7 @@ def write(
 
 
 def listing(named: str) -> list[str]:
-    """What there is to choose from, in lines."""
+    """The averages and snapshots that there are, in lines."""
     from fmlightning.training.ema.snapshots import snapshots
 
     run = Run.open(named)

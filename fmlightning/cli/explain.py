@@ -129,8 +129,9 @@ def wrong_class(option: str, name: str, body: str, known: list[str]) -> str:
         why = "is abstract"
     else:
         why = f"is no {kind[1]}" if kind and "path string: " not in body else "no such class"
-    new = CLASSES.get(name.rsplit(".", 1)[-1])
-    close = [new] if new in known else get_close_matches(name, known, n=1)
+    short = name.rsplit(".", 1)[-1]
+    short = CLASSES.get(short, short)
+    close = get_close_matches(short, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     choice = f"Known: {', '.join(known)}, or a full import path" if known else "Give an import path"
     return f"--{option} {name}: {why}; {hint}{choice}"
@@ -209,7 +210,7 @@ def subclasses(kind: type) -> Iterator[type]:
 
 
 def ours(kind: type) -> bool:
-    """Whether a class can be built and is worth naming."""
+    """Test whether a class can be built and is worth naming."""
     if issubclass(kind, nn.Module) and not issubclass(kind, Judge):  # of all modules, the networks
         inside = kind.__module__.startswith("fmlightning.nets.")
         return inside and {"x", "t", "y"} <= inspect.signature(kind.forward).parameters.keys()

@@ -1,6 +1,6 @@
 """`fmlightning export RUN --out DIR`: a trained network as files that plain torch reads.
 
-    DIR/model.safetensors   the weights, by default the averaged ones; no code, and what samples are in its header
+    DIR/model.safetensors   the weights, by default the averaged ones; no code; its header describes the samples
     DIR/config.yaml         the config of the run
     DIR/README.md           how to load them
 

@@ -126,7 +126,11 @@ class FlowCLI(LightningCLI):
         claim(self.folder, self.resolved, options.rerun, resumes, bool(options.ckpt_path))
 
     def resolve(self) -> None:
-        """The config with all its defaults, or what is wrong with it."""
+        """Complete the config with its defaults, and check it.
+
+        Raises:
+            ValueError: an option has a value that it cannot have.
+        """
         options, parser = self.options, self._parser(self.subcommand)
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
@@ -164,7 +168,7 @@ class FlowCLI(LightningCLI):
 
     @contextmanager
     def naming_options(self) -> Iterator[None]:
-        """Say of an error in which option it is."""
+        """Name the option that an error is about."""
         try:
             yield
         except (ValueError, MisconfigurationException) as error:

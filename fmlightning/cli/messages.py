@@ -51,13 +51,13 @@ def located(message: str, config: dict[str, Any], built: Sequence[str] = ()) -> 
 
 
 def same(short: Any, path: str) -> bool:
-    """Whether two import paths name one class, which a package may offer under a shorter one."""
+    """Compare two import paths of a class, which a package may offer under a shorter one."""
     a, b = str(short).split("."), path.split(".")
     return (a[0], a[-1]) == (b[0], b[-1])
 
 
 def starts_with(text: str, value: Any) -> bool:
-    """Whether a text begins with a value, as Python shows it."""
+    """Test whether a text begins with a value, as Python shows it."""
     shown = {str(value), repr(value), str(float(value)) if type(value) is int else ""} - {""}
     if isinstance(value, list):
         shown.add(str(tuple(value)))

@@ -1,4 +1,4 @@
-"""`fmlightning reproduce RUN`: a finished run once more, and what came out otherwise."""
+"""`fmlightning reproduce RUN`: train a finished run again, and compare the results."""
 
 import argparse
 import math
@@ -42,7 +42,7 @@ WHERE_AND_HOW_FAST = {
 """The options that may differ from the run's: none of them is part of its hash."""
 
 PLACE = ("config_hash", "start_step", "git", "versions", "hardware", "data")
-"""What of a manifest says with what and on what a run was made."""
+"""Entries of a manifest about the software, the machine and the data of a run."""
 
 
 def main(argv: list[str]) -> int:
@@ -244,7 +244,7 @@ def passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def environment(manifest: dict[str, Any]) -> dict[str, str]:
-    """With what and on what a run was made, as flat words."""
+    """The software, the machine and the data of a run, as flat names and values."""
     words: dict[str, str] = {}
     for section in PLACE:
         value = manifest[section]
@@ -254,7 +254,7 @@ def environment(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def print_environment(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """What differs in the environment, and that the rest does not."""
+    """Print the entries of the environment that differ, and how many are the same."""
     a, b = environment(then), environment(now)
     names = list({**a, **b})
     differing = [name for name in names if a.get(name) != b.get(name)]
@@ -281,13 +281,13 @@ def print_rows(rows: list[Row], rtol: float) -> None:
 
 
 def print_omitted(names: list[str]) -> None:
-    """Say which metrics were not compared."""
+    """Print the metrics that were not compared."""
     if names:
         print(f"not compared, because they measure the clock: {', '.join(names)}")
 
 
 def verdict(path: Path, again: Path, rows: list[Row], rtol: float) -> int:
-    """Say in one line how two runs compare, and return the exit status."""
+    """Print the result of the comparison in one line, and return the exit status."""
     verdicts = [row.verdict(rtol) for row in rows]
     counts = {v: verdicts.count(v) for v in ("identical", "within tolerance", "different")}
     worst = [v for v in counts if counts[v]][-1]

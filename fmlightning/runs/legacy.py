@@ -54,7 +54,7 @@ noted: list[str] = []
 
 
 def is_saved(config: Path) -> bool:
-    """Whether a config file is that of a run or an export."""
+    """Test whether a config file is that of a run or an export."""
     return any((config.parent / name).is_file() for name in MARKS)
 
 

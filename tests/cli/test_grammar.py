@@ -10,6 +10,7 @@ import yaml
 
 from fmlightning.__main__ import COMMANDS, HELP
 from fmlightning.cli.argparser import Parser
+from fmlightning.cli.config_files import translated
 from fmlightning.cli.flags import with_values
 
 MOONS = ("fit", "--config", "configs/toy/moons.yaml")
@@ -78,3 +79,32 @@ def test_commands_that_need_no_model_start_without_torch():
         "assert not {'torch', 'lightning', 'wandb', 'jsonargparse'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+OLD_RUN = "seed_everything: 3\nrun_dir: null\nmodel: {predicts: data, label_drop: 0.5, ahead: 2}\n"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_config_of_an_older_run_stands_in_the_place_of_its_file(tmp_path, joined):
+    file = tmp_path / "config.yaml"
+    file.write_text(OLD_RUN)
+    words = ["fit", f"--config={file}"] if joined else ["fit", "--config", str(file)]
+    assert translated(words) == words, "it is no run's"
+    (tmp_path / "manifest.json").touch()
+    text = translated(words)[-1].removeprefix("--config=")
+    found = yaml.safe_load(text)
+    assert found["seed_everything"] == 3
+    assert found["model"]["class_dropout_prob"] == 0.5
+    assert found["run_dir"] is None
+    text = translated([*words, "--ckpt_path=auto"])[-2]
+    assert yaml.safe_load(text.removeprefix("--config="))["run_dir"] == str(tmp_path), (
+        "resumed where it lies"
+    )
+    assert yaml.safe_load(file.read_text()) == yaml.safe_load(OLD_RUN)
+
+
+def test_a_config_of_today_stays_a_file(tmp_path):
+    (tmp_path / "manifest.json").touch()
+    (tmp_path / "config.yaml").write_text("model: {class_dropout_prob: 0.5}\n")
+    words = ["fit", "--config", str(tmp_path / "config.yaml")]
+    assert translated(words) == words

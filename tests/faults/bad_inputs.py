@@ -50,6 +50,16 @@ OPTIONS = {
         (*MOONS, "--model.class_drop_prob=0.1"),
         ("--model.class_drop_prob", "did you mean --model.class_dropout_prob?"),
     ),
+    "renamed": Row(
+        (*MOONS, "--model.label_drop=0.1"),
+        ("--model.label_drop", "it is now --model.class_dropout_prob"),
+    ),
+    "renamed class": option(
+        "data.target=ScatteredGaussians", "did you mean RandomGaussianMixture?"
+    ),
+    "class that has moved": option(
+        "model.path=fmlightning.flow.schedules.Linear", "no such class", "did you mean Linear?"
+    ),
     "abbreviated": Row(
         (*MOONS, "--trainer.max_step=3"),
         ("--trainer.max_step", "did you mean --trainer.max_steps?"),
@@ -366,6 +376,9 @@ CONFIGS = {
     ),
     "unknown section": overlay(
         "modle: {predicts: noise}\n", "modle.predicts", "did you mean --model.predicts?"
+    ),
+    "renamed option": overlay(
+        "model: {label_drop: 0.1}\n", "model.label_drop", "it is now --model.class_dropout_prob"
     ),
     "unknown option": overlay(
         "trainer: {max_stepz: 3}\n", "trainer.max_stepz", "did you mean --trainer.max_steps?"
