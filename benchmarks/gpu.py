@@ -37,7 +37,6 @@ from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import mean_cfm_loss
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.nets.unet import UNet
@@ -126,17 +125,15 @@ class Scorer:
         """Forward, backward and optimiser on a batch that is there, and the average of the weights."""
         n, generator = self.size.batch, Key(0).generator()
         x0, x1 = torch.randn(2, n, 3, 32, 32, generator=generator).to(self.device)
-        point = AffinePath(Linear()).sample(
-            x0, x1, torch.rand(n, generator=generator).to(self.device)
-        )
-        rows = Key(1).rows(torch.arange(n, device=self.device))
+        point = Linear().sample(x0, x1, torch.rand(n, generator=generator).to(self.device))
+        streams = Key(1).streams(torch.arange(n, device=self.device))
         optimizer = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
         weights = [p.detach() for p in net.parameters()]
         average = [w.clone() for w in weights]
 
         def step() -> None:
             optimizer.zero_grad()
-            mean_cfm_loss(net, Linear(), point, rows=rows).backward()
+            mean_cfm_loss(net, Linear(), point, streams=streams).backward()
             optimizer.step()
             if averaged:
                 torch._foreach_lerp_(average, weights, 1 - DECAY)

@@ -33,7 +33,6 @@ from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import mean_cfm_loss
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.nets.mlp import TimeMLP
@@ -65,7 +64,7 @@ def training(batch: int, dim: int) -> Run:
         net: nn.Module = TimeMLP(dim=dim, width=256, depth=3)
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     x0, x1 = torch.randn(2, batch, dim, generator=GENERATOR)
-    point = AffinePath(Linear()).sample(x0, x1, torch.rand(batch, generator=GENERATOR))
+    point = Linear().sample(x0, x1, torch.rand(batch, generator=GENERATOR))
 
     def step() -> None:
         optimizer.zero_grad()

@@ -36,7 +36,6 @@ from fmlightning.__main__ import main as fmlightning
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.flow.objectives.cfm import mean_cfm_loss
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear
 
 CHANNELS, BATCH, DROPOUT, LR = 32, 8, 0.1, 2e-4
@@ -49,7 +48,7 @@ Side = Literal["ours", "theirs"]
 
 def our_step(dropout: float) -> Callable[[], None]:
     """A step by our network, path and objective, with keyed noise and dropout."""
-    net, path, x1 = torchcfm_unet.ours(CHANNELS, dropout).train(), AffinePath(Linear()), pixels()
+    net, path, x1 = torchcfm_unet.ours(CHANNELS, dropout).train(), Linear(), pixels()
     optimizer = torch.optim.Adam(net.parameters(), LR, fused=True)
     key, index, count = Key(0), torch.arange(BATCH), 0
 
@@ -59,8 +58,8 @@ def our_step(dropout: float) -> Callable[[], None]:
         x0 = torch.randn(x1.shape, generator=now.fold("x0").generator())
         t = torch.rand(BATCH, generator=now.fold("time").generator())
         optimizer.zero_grad()
-        rows = now.fold("network").rows(index)
-        mean_cfm_loss(net, path.schedule, path.sample(x0, x1, t), rows=rows).backward()
+        streams = now.fold("network").streams(index)
+        mean_cfm_loss(net, path.path, path.sample(x0, x1, t), streams=streams).backward()
         optimizer.step()
 
     return step

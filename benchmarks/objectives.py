@@ -23,7 +23,6 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import cfm_loss
 from fmlightning.flow.objectives.maximum_likelihood import MaximumLikelihood
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture
@@ -67,12 +66,12 @@ def main() -> None:
     flags = parser.parse_args()
     begin(flags)
 
-    generator, path = Key(0).generator(), AffinePath(Linear())
+    generator, path = Key(0).generator(), Linear()
     x1, x0 = LAW.sample((BATCH, 2), generator), torch.randn(BATCH, 2, generator=generator)
     t = torch.rand(BATCH, generator=generator)
     matched, likely = network(flags.mixture), network(flags.likelihood)
-    field, objective = NetworkField(likely, path.schedule), MaximumLikelihood()
-    cfm = stepper(matched, lambda: cfm_loss(matched, path.schedule, path.sample(x0, x1, t)))
+    field, objective = NetworkField(likely, path.path), MaximumLikelihood()
+    cfm = stepper(matched, lambda: cfm_loss(matched, path.path, path.sample(x0, x1, t)))
     cnf = stepper(likely, lambda: objective(field, x1, Gaussian()))
     cfm(), cnf()  # the warm-up
     pairs = by_turns(cfm, cnf, flags.repeats)

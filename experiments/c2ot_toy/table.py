@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from fmlightning.flow.couplings import C2OT, Coupling, Independent, MinibatchOT
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.toys import EightGaussians, Moons
@@ -107,7 +106,7 @@ def train(condition: Condition, coupling: Coupling, steps: int, seed: int) -> Ne
     key = Key(seed).fold("c2ot")
     with seeded(key.fold("weights")):
         net = Net(WIDTH)
-    path = AffinePath(Linear())
+    path = Linear()
     optimizer = torch.optim.Adam(net.parameters(), lr=RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     pairs = pools(condition, coupling, key)

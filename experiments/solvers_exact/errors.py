@@ -63,7 +63,7 @@ def paths() -> dict[str, MixturePath]:
 
 def errors(path: MixturePath, x0: Tensor) -> Iterator[Point]:
     """All solvers on one field."""
-    ends = path.interval
+    ends = path.t_range
     exact = ODESolver("dopri8", rtol=1e-10, atol=1e-10).solve(path, x0, *ends).x
     size = exact.square().sum(1).mean().sqrt()
 
@@ -126,7 +126,7 @@ def main() -> None:
     found = {}
     for title, path in paths().items():
         D = path.mixture.means.shape[1]
-        std = path.schedule.std(torch.tensor(path.interval[0], dtype=torch.float64))
+        std = path.path.std(torch.tensor(path.t_range[0], dtype=torch.float64))
         generator = Key(0).generator()
         x0 = std * torch.randn(flags.points, D, generator=generator, dtype=torch.float64)
         found[title] = list(errors(path, x0))

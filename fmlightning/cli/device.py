@@ -78,7 +78,7 @@ def compiled(flow: TrainedFlow, device: torch.device, batch: int) -> Gain:
 
     def call() -> Tensor:
         with torch.no_grad():
-            return evaluate(field.network, field.schedule, x, t, y)
+            return evaluate(field.network, field.path, x, t, y)
 
     before, eager = call(), seconds_of(call, device)
     field.network.compile()

@@ -42,7 +42,7 @@ The weights alone, for a network of your own of the same layout:
 
     network.load_state_dict(load_file("{folder}/{file}"))
 
-They are of `model.network` in config.yaml, which predicts the {predicts} along the path `model.path`.
+They are of `model.network` in config.yaml, trained by `model.objective` along the path `model.path`.
 """
 
 
@@ -108,5 +108,4 @@ def readme(run: Run, out: Path, record: dict[str, Any]) -> str:
         sizes=", ".join(map(str, shape)),
         label=f"; field(x, t, y) for classes y in 0 ... {classes - 1}" if classes else "",
         file=EXPORTED,
-        predicts=run.config["model"].get("predicts", "velocity"),
     )

@@ -9,8 +9,9 @@ import torch
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.build import instantiate_model
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.models import NetworkField, TrainedField
+from fmlightning.flow.models import NetworkField
 from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import PairedSource, Source
 from fmlightning.runs.checkpoint import require_same_layout
 from fmlightning.runs.directory import Run
@@ -29,7 +30,7 @@ class TrainedFlow:
         class_dropout_prob: how often labels were hidden in training.
         event_shape: the shape of one sample.
         num_classes: number of labels, 0 for none.
-        levels: grey levels of images, or None.
+        num_bins: how many values a pixel of an image has, or None.
         seed: of the run.
         paired: whether samples start from x0 of the data; `source` then has none until it is given.
         latent: whether a sample is a latent, which the run's data decodes.
@@ -43,7 +44,7 @@ class TrainedFlow:
     class_dropout_prob: float
     event_shape: tuple[int, ...]
     num_classes: int
-    levels: int | None
+    num_bins: int | None
     seed: int
     paired: bool = False
     latent: bool = False
@@ -56,8 +57,8 @@ class TrainedFlow:
             ValueError: the model was not trained for it, or the weaker one on another path.
         """
         if self.weaker is not None:
-            return guidance.auto(self.field, self.weaker)
-        return guidance.free(self.field, self.num_classes if self.class_dropout_prob else 0)
+            return guidance.autoguide(self.field, self.weaker)
+        return guidance.cfg(self.field, self.num_classes if self.class_dropout_prob else 0)
 
 
 def load(run: str | Path, ema: bool = True, allow: Sequence[str] = ()) -> NetworkField:
@@ -91,7 +92,8 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     require_same_layout(model, {"state_dict": {f"network.{k}": v for k, v in weights.items()}})
     model.network.load_state_dict(weights)
     if flow.get("paired"):
-        model.source = PairedSource(torch.empty(0, *flow["event_shape"]))
+        paired = PairedSource(torch.empty(0, *flow["event_shape"]))
+        model.recipe = replace(model.recipe, source=paired)
     field = model.field.eval().requires_grad_(False)
     return TrainedFlow(
         field,
@@ -101,7 +103,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         model.class_dropout_prob,
         tuple(flow["event_shape"]),
         flow["num_classes"],
-        flow["levels"],
+        flow["num_bins"] if "num_bins" in flow else flow["levels"],  # of older checkpoints
         model.seed,
         flow.get("paired", False),
         flow.get("latent", False),

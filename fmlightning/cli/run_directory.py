@@ -9,7 +9,7 @@ from fmlightning.runs.checksum import require_whole, sealed_step
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run, require_vacant
 
-TRAINED_WITH = ("network", "path", "source", "predicts")
+TRAINED_WITH = ("network", "path", "source", "objective")
 """Options of the model without which its weights mean something else."""
 
 

@@ -18,10 +18,10 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.module import FlowData
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.precision import Precision
 from fmlightning.flow.solvers.ode import Method, ODESolver
 from fmlightning.flow.solvers.sampling import sample
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.metrics.figures import plane, restored, tile
 from fmlightning.runs.directory import Run
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         if options.guidance.weaker:
             flow = away_from(flow, options.guidance.weaker, options.ema, "--guidance.weaker")
     if flow.paired and data is not None:
-        flow = replace(flow, source=data.starts)
+        flow = replace(flow, source=data.source_points)
     solver = override(flow.solver, options)
     guided(flow, options)  # refuses what the run was not trained for, before anything is written
     folder = Path(options.out) if options.out else Run.open(options.run).path / "samples"

@@ -16,7 +16,7 @@ from fmlightning.flow.theory.theorems import SCHEDULES, Row, verify
 def table(rows: Iterable[Row]) -> Table:
     """The rows, under the name of their path."""
     printed = Table("theorem", "measured", "", "allowed", "")
-    for name, group in itertools.groupby(rows, key=lambda row: row.schedule):
+    for name, group in itertools.groupby(rows, key=lambda row: row.path):
         printed.add_row(Text(name, style="bold"))
         for row in group:
             verdict = "pass" if row.passed else "FAIL"

@@ -9,7 +9,7 @@ For a Gaussian path and a Gaussian source (1) is, at each point,
     v_w = (alpha' / alpha) x + (sigma D / alpha) grad log[p_t(x|y)^w p_t(x)^(1-w)],   D = alpha' sigma - alpha sigma'
 
 It is NOT the marginal field of data tilted to q(x|y)^w q(x)^(1-w): the density of tilted data, noised, is not
-the noised density, tilted. What guided samples follow is therefore no law with a name.
+the noised density, tilted. The distribution of guided samples therefore has no closed form.
 
 Other scales count from 0: Meta's flow_matching writes (1 + w') v_1 - w' v_0, with w' = w - 1.
 
@@ -22,10 +22,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fmlightning.flow.models import NetworkField
-from fmlightning.flow.paths.predictions import to_endpoints
+from fmlightning.flow.models import Model, NetworkField
+from fmlightning.flow.paths.predictions import affine, to_endpoints
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like
 
 
@@ -35,23 +35,23 @@ class Guidance:
 
     Args:
         scale: w of equation (1); 1 is no guidance.
-        interval: the times between which it acts; elsewhere the model is itself.
+        t_range: the times between which it acts; elsewhere the model is itself.
         rescale: whether v_0 is rescaled towards v_1, as CFG-Zero* does.
         zero_until: the time up to which the velocity is zero; CFG-Zero* takes 0.04.
     """
 
     scale: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    t_range: tuple[float, float] = (0.0, 1.0)
     rescale: bool = False
     zero_until: float = 0.0
 
     def __post_init__(self) -> None:
-        low, high = self.interval
+        low, high = self.t_range
         if not math.isfinite(self.scale):
             raise ValueError(f"guidance.scale={self.scale} must be finite; 1 is no guidance")
         if not 0 <= low < high <= 1:
             raise ValueError(
-                f"guidance.interval={self.interval} must satisfy 0 <= low < high <= 1; [0, 1] is always"
+                f"guidance.t_range={self.t_range} must satisfy 0 <= low < high <= 1; [0, 1] is always"
             )
         if not 0 <= self.zero_until < 1:
             raise ValueError(
@@ -59,11 +59,11 @@ class Guidance:
             )
 
     @property
-    def none(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether the field stays what it is."""
         return self.scale == 1 and self.zero_until == 0
 
-    def free(self, field: NetworkField, num_classes: int) -> "NetworkField | GuidedField":
+    def cfg(self, field: NetworkField, num_classes: int) -> "NetworkField | GuidedField":
         """Classifier-free guidance of a field whose network takes the label `num_classes` for "no label".
 
         Args:
@@ -72,7 +72,7 @@ class Guidance:
         Raises:
             ValueError: the model does not know what "no label" is.
         """
-        if self.none:
+        if self.is_identity:
             return field
         if not num_classes:
             raise ValueError(
@@ -81,21 +81,23 @@ class Guidance:
             )
         return GuidedField(self, field, null=num_classes)
 
-    def auto(self, field: NetworkField, weaker: NetworkField) -> "NetworkField | GuidedField":
+    def autoguide(
+        self, field: NetworkField, guide_model: NetworkField
+    ) -> "NetworkField | GuidedField":
         """Autoguidance by a weaker model of the same path.
 
         Raises:
             ValueError: the two models were trained on different paths.
         """
-        if weaker.schedule != field.schedule:
+        if guide_model.path != field.path:
             raise ValueError(
-                f"the weaker model was trained along {weaker.schedule} and this one along {field.schedule}: "
+                f"the weaker model was trained along {guide_model.path} and this one along {field.path}: "
                 "autoguidance needs one path"
             )
-        return field if self.none else GuidedField(self, field, weaker=weaker)
+        return field if self.is_identity else GuidedField(self, field, guide_model=guide_model)
 
 
-class GuidedField(nn.Module):
+class GuidedField(Model):
     """The field of equation (1), for every solver and metric that takes a trained one.
 
     Args:
@@ -103,8 +105,10 @@ class GuidedField(nn.Module):
         field: the model.
         null: the label that stands for none, for classifier-free guidance: one call of the network answers for
             both, on a batch of twice the size.
-        weaker: the other model, for autoguidance: one call of each.
+        guide_model: the other model, for autoguidance: one call of each.
     """
+
+    offers = frozenset({"velocity"})
 
     def __init__(
         self,
@@ -112,20 +116,21 @@ class GuidedField(nn.Module):
         field: NetworkField,
         *,
         null: int | None = None,
-        weaker: NetworkField | None = None,
+        guide_model: NetworkField | None = None,
     ) -> None:
         super().__init__()
-        if (null is None) == (weaker is None):
+        if (null is None) == (guide_model is None):
             raise ValueError("guidance needs either a null label or a weaker model")
-        self.guidance, self.field, self.weaker, self.null = guidance, field, weaker, null
-        self.schedule = field.schedule
-        low, high = field.interval
-        if weaker is not None:
-            low, high = max(low, weaker.interval[0]), min(high, weaker.interval[1])
-        self.interval = (low, high)
+        self.guidance, self.field, self.guide_model, self.null = guidance, field, guide_model, null
+        self.path, self.source, self.independent = field.path, field.source, field.independent
+        low, high = field.t_range
+        if guide_model is not None:
+            low, high = max(low, guide_model.t_range[0]), min(high, guide_model.t_range[1])
+        self.t_range = (low, high)
         """Where both fields exist."""
+        self.source, self.independent = field.source, field.independent
 
-    def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+    def velocity(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The guided velocity at x (B, *S) and t, (B,) or (), for labels y (B,).
 
         Raises:
@@ -140,8 +145,8 @@ class GuidedField(nn.Module):
 
     def both(self, x: Points, t: Times, y: Labels | None) -> tuple[Points, Points]:
         """The velocities of the model and of what it is pushed away from."""
-        if self.weaker is not None:
-            return self.field(x, t, y), self.weaker(x, t, y)
+        if self.guide_model is not None:
+            return self.field(x, t, y), self.guide_model(x, t, y)
         if y is None:
             raise ValueError(
                 "classifier-free guidance needs labels: say which class with y, or leave scale=1"
@@ -153,13 +158,14 @@ class GuidedField(nn.Module):
 
     def scale(self, t: Times, like: Tensor) -> Times:
         """w at the times in the interval, 1 at others."""
-        low, high = self.guidance.interval
+        low, high = self.guidance.t_range
         scale = torch.full((), self.guidance.scale, dtype=like.dtype, device=like.device)
         return torch.where((t >= low) & (t <= high), scale, 1)
 
     def data(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The data point that the guided velocity points to."""
-        return to_endpoints("velocity", self(x, t, y), x, t, self.schedule).x1
+        path = affine(self.path, "the end of guided sampling")
+        return to_endpoints("velocity", self(x, t, y), x, t, path).x1
 
     def given(self, y: Labels | None) -> Field:
         """The field for one label of each sample."""

@@ -28,16 +28,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fmlightning.flow.keys import Rows
-from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.keys import KeyedStreams
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.shapes import (
     Field,
     PerSample,
     Points,
     Times,
-    require_interval,
     require_like,
-    require_time,
+    require_t_range,
 )
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.sources import Source
@@ -91,15 +90,15 @@ def likelihood(
     field: Field,
     x1: Points,
     source: Source,
-    schedule: Schedule,
+    path: Path,
     solver: ODESolver,
     *,
-    interval: tuple[float, float] | None = None,
+    t_range: tuple[float, float] | None = None,
     probe: Tensor | None = None,
 ) -> Likelihood:
     """The log-likelihood (2) at a tolerance and at a tenth of it; arguments as in `log_prob`."""
     (coarse, m), (fine, n) = (
-        integrate(field, x1, source, schedule, s, interval, probe, differentiable=False)
+        integrate(field, x1, source, path, s, t_range, probe, differentiable=False)
         for s in (solver, solver.refined())
     )
     return Likelihood(fine, coarse, m + n)
@@ -109,10 +108,10 @@ def log_prob(
     field: Field,
     x1: Points,
     source: Source,
-    schedule: Schedule,
+    path: Path,
     solver: ODESolver,
     *,
-    interval: tuple[float, float] | None = None,
+    t_range: tuple[float, float] | None = None,
     probe: Tensor | None = None,
     differentiable: bool = False,
 ) -> PerSample:
@@ -125,9 +124,9 @@ def log_prob(
         field: the velocity.
         x1: data, (B, *S).
         source: the law of x0.
-        schedule: the curves of the path, which say what is left of the source at the start.
+        path: the path, which says what is left of the source at the start.
         solver: any; a fixed-step method computes the divergence only where its step uses it.
-        interval: from the start law to the data; the schedule's if None.
+        t_range: from the start law to the data; the path's if None.
         probe: Hutchinson's z, (B, *S), from `hutchinson_probe`; None for the exact divergence, D backward passes.
         differentiable: keep the graph, to train on the result.
 
@@ -135,24 +134,24 @@ def log_prob(
         ValueError: the density of the start law is not known.
         SolverError: the integration failed.
     """
-    return integrate(field, x1, source, schedule, solver, interval, probe, differentiable)[0]
+    return integrate(field, x1, source, path, solver, t_range, probe, differentiable)[0]
 
 
 def integrate(
     field: Field,
     x1: Points,
     source: Source,
-    schedule: Schedule,
+    path: Path,
     solver: ODESolver,
-    interval: tuple[float, float] | None,
+    t_range: tuple[float, float] | None,
     probe: Tensor | None,
     differentiable: bool,
 ) -> tuple[PerSample, int]:
     """Equation (2) and its NFE: the state is (x, l) with dl/dt = div v, flattened into one tensor."""
     if probe is not None:
         require_like("probe", probe, "x1", x1)
-    t0, t1 = interval or schedule.interval
-    require_interval((t0, t1))
+    t0, t1 = t_range or path.t_range
+    require_t_range((t0, t1))
 
     def split(state: Tensor) -> Tensor:
         return state[:, :-1].reshape(x1.shape)
@@ -169,7 +168,7 @@ def integrate(
         state = torch.cat((x1.flatten(1), x1.new_zeros(len(x1), 1)), 1)
         solution = solver.solve(whole, state, t1, t0, inner=state_only)
         end = solution.x
-        return start_log_prob(source, schedule, split(end), t0) + end[:, -1], solution.nfe
+        return start_log_prob(source, path, split(end), t0) + end[:, -1], solution.nfe
 
 
 @contextmanager
@@ -179,21 +178,18 @@ def outside_inference(differentiable: bool) -> Iterator[None]:
         yield
 
 
-def start_log_prob(source: Source, schedule: Schedule, x: Points, t: float = 0.0) -> PerSample:
+def start_log_prob(source: Source, path: Path, x: Points, t: float = 0.0) -> PerSample:
     """Log-density of sigma x0 + gamma eps, where sampling starts, in nats.
 
     Raises:
         ValueError: unknown, for a source that is not Gaussian on a path with gamma > 0; t outside [0, 1].
     """
-    require_time("t", t)
-    time = torch.tensor(t, dtype=torch.float64)
-    noise = float(schedule.gamma(time))
+    std, noise = path.start_scales(t)
     if noise and not source.gaussian:
         raise ValueError(
             f"the density of {source} blurred by gamma = {noise:g} is not known: take the Gaussian source, "
             "or a path with gamma = 0 at its start"
         )
-    std = float(schedule.std(time))
     return source.log_prob(x / std) - x[0].numel() * math.log(std)
 
 
@@ -245,12 +241,12 @@ def gradients(y: Tensor, x: Tensor, direction: Tensor, differentiable: bool) -> 
 
 
 def hutchinson_probe(
-    rows: Rows, like: Points, law: Literal["rademacher", "gaussian"] = "rademacher"
+    streams: KeyedStreams, like: Points, law: Literal["rademacher", "gaussian"] = "rademacher"
 ) -> Points:
     """Keyed noise z with E z z^T = I, one for each sample.
 
     Args:
-        rows: keyed streams of the samples.
+        streams: keyed streams of the samples.
         like: the data, for shape and precision.
         law: rademacher, signs, has the least variance, 2 sum_{i != j} S_ij^2 with S the symmetric part of dv/dx;
             gaussian adds 2 sum_i S_ii^2.
@@ -258,24 +254,24 @@ def hutchinson_probe(
     if law not in ("rademacher", "gaussian"):
         raise ValueError(f"law={law!r} is unknown; choose rademacher or gaussian")
     if law == "gaussian":
-        return rows.normal(like.shape[1:], dtype=like.dtype)
-    return (2 * (rows.bits(like[0].numel()) & 1) - 1).to(like.dtype).reshape(like.shape)
+        return streams.normal(like.shape[1:], dtype=like.dtype)
+    return (2 * (streams.bits(like[0].numel()) & 1) - 1).to(like.dtype).reshape(like.shape)
 
 
-def bits_per_dimension(log_prob: PerSample, dims: int, levels: int) -> PerSample:
+def bits_per_dimension(log_prob: PerSample, dims: int, num_bins: int) -> PerSample:
     """Bits per dimension of dequantised data, from its log-density in nats.
 
-        -log p / (dims ln 2) + log2(levels / 2)
+        -log p / (dims ln 2) + log2(num_bins / 2)
 
-    The offset is the width 2 / levels of a bin, for data scaled as x = 2 (k + u) / levels - 1: 7 for 8-bit images.
+    The offset is the width 2 / num_bins of a bin, for data scaled as x = 2 (k + u) / num_bins - 1: 7 for 8-bit images.
 
     Args:
         dims: numbers in one sample.
-        levels: grey levels; 256 for 8-bit images.
+        num_bins: how many values a pixel has; 256 for 8-bit images.
     """
-    if not (dims > 0 and levels > 1):
-        raise ValueError(f"dims={dims} must be positive and levels={levels} at least 2")
-    return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
+    if not (dims > 0 and num_bins > 1):
+        raise ValueError(f"dims={dims} must be positive and num_bins={num_bins} at least 2")
+    return -log_prob / (dims * math.log(2)) + math.log2(num_bins / 2)
 
 
 def log_abs_det(f: Map, x: Points) -> tuple[Points, PerSample]:

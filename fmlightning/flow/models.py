@@ -1,25 +1,29 @@
-r"""From a network to a velocity field.
+r"""Models: what a trained network is.
 
-A network is any `net(x, t, y=None) -> like x`. A field is `(x, t) -> v`: solvers, likelihoods and metrics see
-nothing else. `NetworkField` makes one from the other, whatever the network predicts.
+A network is any `net(x, t, y=None) -> like x`. A model is what solvers, likelihoods and metrics see of it, and says
+what it offers: a velocity (x, t) -> v, a jump (x, s, t) -> X_{s,t}(x) of its flow map, or a posterior
+(x, t) -> probabilities. `NetworkField` makes a velocity of a network, whatever the network predicts.
 """
 
+import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.paths.predictions import (
     EndPoints,
     Prediction,
+    affine,
     domain,
-    require_finite,
     to_endpoints,
     to_velocity,
 )
-from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
+from fmlightning.flow.solvers.score import noise_to_score, require_score
 from fmlightning.flow.sources import Source
 
 
@@ -27,7 +31,7 @@ from fmlightning.flow.sources import Source
 class Network(Protocol):
     """A prediction of x's shape from a point x (B, *S), its time t (B,) and perhaps a label y (B,).
 
-    A network that drops out while training takes one more argument, `rows`, and draws from it, so that its
+    A network that drops out while training takes one more argument, `streams`, and draws from it, so that its
     masks are keyed by sample (see `fmlightning.nets.embeddings.Dropout`); one whose `draws` is false is not given it.
     """
 
@@ -36,15 +40,21 @@ class Network(Protocol):
     ) -> Tensor: ...
 
 
+def takes_streams(network: nn.Module) -> bool:
+    """Whether a network takes keyed streams, and draws from them in training."""
+    takes = "streams" in inspect.signature(network.forward).parameters
+    return takes and getattr(network, "draws", True)
+
+
 def evaluate(
     network: Network,
-    schedule: Schedule,
+    path: Path,
     x: Points,
     t: Times,
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Points:
-    """The network's output in x's precision, for an input scaled as the schedule asks and a time for each sample.
+    """The network's output in x's precision, for an input scaled as the path asks and a time for each sample.
 
     The path is computed in the precision of x, the network in that of its weights.
 
@@ -52,25 +62,25 @@ def evaluate(
         ValueError: t is no time of the path, or the output has not the shape of x.
     """
     require_times(t, len(x))
-    return output(network, schedule, x, t, y, rows)
+    return evaluate_checked(network, path, x, t, y, streams)
 
 
-def output(
+def evaluate_checked(
     network: Network,
-    schedule: Schedule,
+    path: Path,
     x: Points,
     t: Times,
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Points:
     """`evaluate` at times that have been looked at, as those of a `PathSample` have."""
     t, dtype = t.expand(len(x)), x.dtype
-    scale = schedule.input_scale(t)
+    scale = path.input_scale(t)
     x = x if scale is None else expand_like(scale, x) * x
     if isinstance(network, nn.Module):
         wanted = precision(network) or dtype
         x = x if x.dtype == wanted else x.to(wanted)
-    keyed = {} if rows is None else {"rows": rows}
+    keyed = {} if streams is None else {"streams": streams}
     out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
     if out.shape != x.shape:
         raise ValueError(
@@ -91,25 +101,47 @@ def precision(module: nn.Module) -> torch.dtype | None:
     return None
 
 
-@runtime_checkable
-class TrainedField(Protocol):
-    """What sampling asks of a field, beside velocities: where it exists, where it starts and how it ends."""
+class Model(nn.Module):
+    """A trained model; a subclass has the methods that it offers.
 
-    schedule: Schedule
-    interval: tuple[float, float]
+    Attributes:
+        offers: of "velocity", "jump" and "posterior".
+        path: the path it was trained on.
+        t_range: the times at which it exists and was trained.
+    """
 
-    def given(self, y: Labels | None) -> Field: ...
+    offers: frozenset[str] = frozenset()
+    path: Any
+    t_range: tuple[float, float]
 
-    def data(self, x: Points, t: Times, y: Labels | None = None) -> Points: ...
+    def velocity(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+        """The velocity at x (B, *S) and t, (B,) or ()."""
+        raise ValueError(f"{type(self).__name__} offers no velocity")
+
+    def jump(self, x: Points, s: Times, t: Times, y: Labels | None = None) -> Points:
+        """The point at time t of the flow that passes through x (B, *S) at time s."""
+        raise ValueError(f"{type(self).__name__} offers no jump")
+
+    def posterior(self, x: Points, t: Times, y: Labels | None = None) -> Tensor:
+        """The probabilities of the data given x_t = x."""
+        raise ValueError(f"{type(self).__name__} offers no posterior")
+
+    def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+        """The velocity: a model is a field `(x, t) -> v` where it offers one."""
+        return self.velocity(x, t, y)
+
+    def given(self, y: Labels | None) -> Field:
+        """The field for one label of each sample."""
+        return self if y is None else lambda x, t: self(x, t, y)
 
 
-class NetworkField(nn.Module):
+class NetworkField(Model):
     """The velocity field of a network.
 
     Args:
         network: `net(x, t, y=None) -> like x`.
-        schedule: the curves of the path it was trained on.
-        predicts: what it predicts.
+        path: the path it was trained on.
+        prediction: what it predicts.
         source: the law of x0 it was trained with; needed for a score, which follows from a Gaussian one only.
         independent: whether its coupling drew x0 independently of x1, which a score needs as well.
 
@@ -118,47 +150,57 @@ class NetworkField(nn.Module):
             coupling.
     """
 
+    offers = frozenset({"velocity"})
+
     def __init__(
         self,
         network: nn.Module,
-        schedule: Schedule,
-        predicts: Prediction = "velocity",
+        path: Path,
+        prediction: Prediction = "velocity",
         *,
         source: Source | None = None,
         independent: bool = False,
     ) -> None:
         super().__init__()
-        if predicts != "velocity":
-            require_one_noise(f"predicts={predicts!r}", schedule, source, independent)
+        if prediction != "velocity":
+            require_one_noise(f"prediction={prediction!r}", path, source, independent)
         self.source, self.independent = source, independent
         self.network = network
-        self.schedule = schedule
-        self.predicts: Prediction = predicts
-        self.interval = domain(predicts, schedule)
+        self.path = path
+        self.prediction: Prediction = prediction
+        self.t_range = domain(prediction, path)
         """Where the field exists and was trained."""
 
-    def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
+    @property
+    def affine(self) -> AffinePath:
+        """The path, which end points and scores need to have curves.
+
+        Raises:
+            ValueError: it has none.
+        """
+        return affine(self.path, "the data point or score of a model")
+
+    def velocity(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and t, (B,) or ()."""
-        prediction = evaluate(self.network, self.schedule, x, t, y)
-        if self.predicts == "velocity":
-            return prediction
-        return to_velocity(self.predicts, prediction, x, t, self.schedule)
+        output = evaluate(self.network, self.path, x, t, y)
+        if self.prediction == "velocity":
+            return output
+        return to_velocity(self.prediction, output, x, t, self.affine)
 
     def endpoints(self, x: Points, t: Times, y: Labels | None = None) -> EndPoints:
         """The data point and noise that the network expects x to have come from."""
-        return to_endpoints(
-            self.predicts, evaluate(self.network, self.schedule, x, t, y), x, t, self.schedule
-        )
+        output = evaluate(self.network, self.path, x, t, y)
+        return to_endpoints(self.prediction, output, x, t, self.affine)
 
     def data(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """E[x1 | x_t = x]: the step that ends sampling where the field stops short of t = 1.
 
         With gamma > 0 under a coupling it is as far off as the margin that sampling stops short of.
         """
-        prediction = evaluate(self.network, self.schedule, x, t, y)
-        if self.predicts == "data":
-            return prediction
-        return to_endpoints(self.predicts, prediction, x, t, self.schedule).x1
+        output = evaluate(self.network, self.path, x, t, y)
+        if self.prediction == "data":
+            return output
+        return to_endpoints(self.prediction, output, x, t, self.affine).x1
 
     def score(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The gradient of log p_t, for a Gaussian source independent of the data.
@@ -168,57 +210,16 @@ class NetworkField(nn.Module):
                 does not exist at t.
         """
         require_score(self.source, self.independent)
-        if self.predicts == "score":
-            return evaluate(self.network, self.schedule, x, t, y)
-        return noise_to_score(self.endpoints(x, t, y).x0, t, self.schedule)
-
-    def given(self, y: Labels | None) -> Field:
-        """The field for one label of each sample."""
-        return self if y is None else lambda x, t: self(x, t, y)
+        if self.prediction == "score":
+            return evaluate(self.network, self.path, x, t, y)
+        return noise_to_score(self.endpoints(x, t, y).x0, t, self.affine)
 
 
-def require_score(source: Source | None, independent: bool) -> None:
-    """Refuse the score of a law that a velocity does not tell it of."""
-    if source is None:
-        raise ValueError(
-            "the score follows from a velocity for a Gaussian source independent of the data only, and this field "
-            "was not told of its source: NetworkField(..., source=Gaussian(), independent=True) if it was trained so"
-        )
-    if not source.gaussian:
-        raise ValueError(
-            f"source {source} is not Gaussian: the score does not follow from the velocity, and no SDE is known to "
-            "share its marginals. Use the Gaussian source, or an ODE solver, which needs no score."
-        )
-    if not independent:
-        raise ValueError(
-            "independent=False: under a coupling of x0 and x1, such as optimal transport, the score does not "
-            "follow from the velocity. Train with the independent coupling, or use an ODE solver."
-        )
-
-
-def require_one_noise(
-    use: str, schedule: Schedule, source: Source | None, independent: bool
-) -> None:
+def require_one_noise(use: str, path: Path, source: Source | None, independent: bool) -> None:
     """Refuse to take sigma x0 + gamma eps for one noise where it is known to be two."""
-    if schedule.stochastic and source is not None and not (source.gaussian and independent):
+    if path.stochastic and source is not None and not (source.gaussian and independent):
         raise ValueError(
-            f"{use} on {schedule}, which has gamma > 0: x0 and its noise are one Gaussian noise only for a Gaussian "
+            f"{use} on {path}, which has gamma > 0: x0 and its noise are one Gaussian noise only for a Gaussian "
             f"source independent of the data, and not for source={source} with independent={independent}. Predict "
             "and sample the velocity along the path trained on, or take a path with gamma = 0."
         )
-
-
-def noise_to_score(x0: Points, t: Times, schedule: Schedule) -> Points:
-    """score = -x0 / std.
-
-    Raises:
-        ValueError: no noise is left at t.
-    """
-    std = schedule.std(t)
-    require_finite("noise", "score", schedule, t, 1 / std)
-    return -x0 / expand_like(std, x0)
-
-
-def at(t: float, like: Tensor) -> Tensor:
-    """A scalar time in the precision of a tensor, filled on its device: no copy from the host."""
-    return torch.full((), t, dtype=like.dtype, device=like.device)

@@ -55,8 +55,8 @@ def in_precision(field: NetworkField, precision: Precision) -> NetworkField:
     """The field with its network in another precision; the field itself stays as it is."""
     return NetworkField(
         InPrecision(field.network, precision),
-        field.schedule,
-        field.predicts,
+        field.path,
+        field.prediction,
         source=field.source,
         independent=field.independent,
     ).train(field.training)

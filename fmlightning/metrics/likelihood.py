@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import bits_per_dimension, hutchinson_probe, likelihood
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.objectives.maximum_likelihood import Divergence
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.metric import Judge
 
@@ -66,11 +66,11 @@ class NegativeLogLikelihood(Judge):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
         self.held_out = held_out[: self.size]
         self.labels = labels[1][: self.size] if labels else None
-        self.levels = levels
+        self.num_bins = num_bins
 
     def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
         """Take what `score` says of some points, (B, 3): no samples are generated for this judge."""
@@ -97,10 +97,10 @@ class NegativeLogLikelihood(Judge):
             False
         ):  # where the network looks labels up while gradients are on
             y = None if self.labels is None else self.labels.clone().to(index.device)[index.clone()]
-        rows = Key(0).fold("probe").rows(index)
-        probe = hutchinson_probe(rows, x1) if self.divergence == "hutchinson" else None
+        streams = Key(0).fold("probe").streams(index)
+        probe = hutchinson_probe(streams, x1) if self.divergence == "hutchinson" else None
         found = likelihood(
-            field.given(y), x1, source, field.schedule, self.solver, interval=field.interval, probe=probe
+            field.given(y), x1, source, field.path, self.solver, t_range=field.t_range, probe=probe
         )  # fmt: skip
         return torch.stack((found.log_prob, found.difference, known_log_prob(law, x1)), 1)
 
@@ -116,10 +116,10 @@ class NegativeLogLikelihood(Judge):
             )
             return scores
         scores["nll"] = -float(log_p.mean())
-        if self.levels is not None:
+        if self.num_bins is not None:
             dims = self.held_out[0].numel()
             scores["bits_per_dimension"] = float(
-                bits_per_dimension(log_p, dims, self.levels).mean()
+                bits_per_dimension(log_p, dims, self.num_bins).mean()
             )
         return scores if bool(log_q.isnan().any()) else scores | divergence_scores(log_p, log_q)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.reference import ReferenceData
 
@@ -30,7 +30,7 @@ class Judge(Metric):
         """Take the real samples of a DataModule: whole, but for judges of sets that fit into no memory."""
         reference, held_out = real.eval_samples("reference"), real.eval_samples("test")
         labels = (reference["y"], held_out["y"]) if "y" in held_out else None
-        self.prepare(reference["x1"], held_out["x1"], labels, real.levels)
+        self.prepare(reference["x1"], held_out["x1"], labels, real.num_bins)
 
     def rests_on(self) -> dict[str, str]:
         """What the scores depend on beside the samples, by name, for their record."""
@@ -42,7 +42,7 @@ class Judge(Metric):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
         """Take the real samples.
 
@@ -50,7 +50,7 @@ class Judge(Metric):
             reference: what generated samples are compared with, or classifiers are trained on.
             held_out: as many real samples as the judge wants, independent of the reference.
             labels: the classes of both, if there are any.
-            levels: number of grey levels of images, as in `FlowData.levels`.
+            num_bins: number of values of a pixel, as in `FlowData.num_bins`.
 
         Raises:
             ValueError: the data do not suit this judge.
@@ -69,7 +69,7 @@ class Judge(Metric):
             world_size: the number of processes.
         """
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         """Say early, and at no cost, what `prepare` would refuse.
 
         Raises:

@@ -15,10 +15,10 @@ Source: Tong et al. 2024, arXiv:2302.00482, sec. 5.1, with Euler's method in 100
 import torch
 from torch import Tensor
 
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, Points
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample, source_points
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.metric import Judge
 from fmlightning.metrics.straightness import Straightness
@@ -55,13 +55,13 @@ class PathEnergy(Judge):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
-        self.check(held_out, None, levels)
+        self.check(held_out, None, num_bins)
         self.held_out = held_out[: self.subsets * self.size]
         self.labels = labels[1][: self.subsets * self.size] if labels else None
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         if len(held_out) < self.subsets * self.size:
             raise ValueError(
                 f"evaluation.judges: PathEnergy needs subsets x size = {self.subsets * self.size} real samples and the "

@@ -8,16 +8,18 @@ Every process solves the same problem and keeps its own rows. All is keyed by th
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from fmlightning.data.order import Batch
 from fmlightning.flow.couplings import Coupling, Potential, SemidiscreteOT
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
+from fmlightning.runs.cache import cached
 from fmlightning.training.prefetch import Prefetcher
 
 
@@ -146,6 +148,71 @@ class PairedBatches:
 
     def close(self) -> None:
         self.problems.close()
+
+
+class Pairs:
+    """The pairs of a run, and the potential of a coupling of the whole set, which goes into its checkpoints.
+
+    Args:
+        depth: how many problems are solved ahead of the step.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.potential: Tensor | None = None
+        self.potential_of: str | None = None
+
+    def batches(
+        self,
+        module: LightningModule,
+        coupling: Coupling,
+        context: PairingContext,
+        batch: Callable[[int], Batch],
+    ) -> PairedBatches:
+        """This process's batches of training, by step, each x1 with the x0 that the coupling gives it.
+
+        Args:
+            module: of the run, by whose trainer processes exchange what they have.
+            coupling: how points are paired.
+            context: what is known of the run.
+            batch: this process's x1, and y, of a step.
+        """
+        if coupling.fitted:
+            fitted = self.fitted(module, coupling, context)
+            return PairedBatches(SetPairing(fitted, context), self.depth)
+        alone = module.trainer.world_size == 1
+        gather = (lambda v: v) if alone else partial(gathered, module)
+        return PairedBatches(BatchPairing(coupling, context, batch, gather), self.depth)
+
+    def fitted(self, module: LightningModule, coupling: Any, context: PairingContext) -> Potential:
+        """The training set with its potential: that of the checkpoint, of the cache, or fitted now."""
+        x1 = module.trainer.datamodule.fixed_set()["x1"].to(context.device)  # type: ignore[attr-defined]
+        # like the noise of metrics, it does not depend on the seed of the run
+        fit = PotentialFit(coupling, x1, context.source, Key(0).fold("potential"))
+        if self.potential is None or self.potential_of != fit.digest:
+
+            def broadcast() -> dict[str, Tensor]:
+                # the first process's; all fit, so that all see what is wrong
+                module.print(f"fitting the potential of {len(fit.x1)} points, once")
+                return {"potential": module.trainer.strategy.broadcast(fit.potential())}
+
+            self.potential = cached(fit.name, broadcast, context.device)["potential"]
+            self.potential_of = fit.digest
+        return coupling.potential(x1, self.potential.to(context.device))
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        if self.potential is not None:
+            checkpoint["potential"], checkpoint["potential_of"] = self.potential, self.potential_of
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        self.potential = checkpoint.get("potential")
+        self.potential_of = checkpoint.get("potential_of")
+
+
+def gathered(module: LightningModule, rows: Tensor) -> Tensor:
+    """The rows of all processes, in the order of the processes."""
+    parts: Any = module.all_gather(rows)
+    return parts.flatten(0, 1)
 
 
 @dataclass(frozen=True)

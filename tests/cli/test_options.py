@@ -26,7 +26,10 @@ REFUSED = {
     "unknown network": ([*MOONS, "--model.network=UNt"], ["UNt", "did you mean UNet?"]),
     "unknown target": ([*MOONS, "--data.target=Mons"], ["Mons", "did you mean Moons?"]),
     "unknown solver": ([*MOONS, "--model.solver.method=rk99"], ["model.solver.method", "rk99", "dopri5"]),
-    "unknown prediction": ([*MOONS, "--model.predicts=speed"], ["model.predicts", "speed", "velocity"]),
+    "unknown prediction": (
+        [*MOONS, "--model.objective.prediction=speed"],
+        ["model.objective.prediction", "speed", "velocity"],
+    ),
     "bad path value": ([*MOONS, "--model.path=Linear", "--model.path.sigma_min=2"], ["sigma_min=2", "[0, 1)"]),
     "negative batch": ([*MOONS, "--data.batch_size=-8"], ["data.batch_size=-8", "at least 1"]),
     "batch over data": ([*DIGITS, "--data.batch_size=5000"], ["batch_size=5000", "1297"]),
@@ -44,7 +47,7 @@ REFUSED = {
     ),
     "source for images": ([*DIGITS, "--model.source=EightGaussians"], ["EightGaussians", "(1, 8, 8)"]),
     "plain OT with labels": ([*DIGITS, "--model.coupling=MinibatchOT"], ["MinibatchOT", "ClasswiseOT"]),
-    "score of a toy source": ([*MOONS, "--model.predicts=score"], ["predicts=score", "Gaussian source"]),
+    "score of a toy source": ([*MOONS, "--model.objective.prediction=score"], ["prediction=score", "Gaussian source"]),
     "experiment name": ([*MOONS, "--experiment=../out"], ["experiment='../out'"]),
     "labels of the network": ([*DIGITS, "--model.network.num_classes=5"], ["num_classes=10", "10 of DigitsData"]),
     "check interval": ([*MOONS, "--trainer.val_check_interval=0"], ["trainer.val_check_interval=0", "positive"]),
@@ -60,7 +63,7 @@ REFUSED = {
     "no config at all": (["fit"], ["model.network", "--config"]),
     "not a mapping": ([*MOONS, "--config=.gitignore"], [".gitignore"]),
     "unknown command": (["fitt"], ["fitt", "did you mean 'fit'?"]),
-    "no pair": (["sample", "run", "--guidance.interval=0.5"], ["--guidance.interval 0.5: must be a list of 2"]),
+    "no pair": (["sample", "run", "--guidance.t_range=0.5"], ["--guidance.t_range 0.5: must be a list of 2"]),
     "no run": (["sample", "nowhere"], ["nowhere", "config.yaml"]),
 }  # fmt: skip
 

@@ -32,7 +32,7 @@ TEMPORARY = 75
 COUPLED = {
     "pool": (*TOY, "--model.coupling.ot_batch_size=256"),
     "blocks": (*TOY, "--model.coupling.ot_batch_size=24"),
-    "in-the-step": (*TOY, "--model.coupling=MinibatchOT", "--model.ahead=0"),
+    "in-the-step": (*TOY, "--model.coupling=MinibatchOT", "--model.prefetch=0"),
     "entropic": (*TOY, "--model.coupling=Entropic"),
     "unbalanced": (*TOY, "--model.coupling=UnbalancedOT"),
     "semidiscrete": (*TOY, "--model.coupling=SemidiscreteOT", "--data.train_size=128"),

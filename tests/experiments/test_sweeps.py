@@ -164,9 +164,11 @@ def test_paths_are_compared_with_the_same_network_and_times():
     for file in ("sweep", "digits"):
         axes = content("lipman2023_paths", file)["axes"]
         assert list(axes) == ["path"]
-        assert all(set(v) == {"model.path", "model.predicts"} for v in axes["path"].values())
+        assert all(
+            set(v) == {"model.path", "model.objective.prediction"} for v in axes["path"].values()
+        )
         # a network that predicts VE's velocities would have to reach 50 log(5000)
-        assert axes["path"]["VE noise"]["model.predicts"] == "noise"
+        assert axes["path"]["VE noise"]["model.objective.prediction"] == "noise"
 
 
 def test_velocity_without_weight_is_the_weight_of_velocity():
@@ -175,9 +177,10 @@ def test_velocity_without_weight_is_the_weight_of_velocity():
 
     t = torch.linspace(0.1, 0.9, 5)
     assert torch.equal(AsVelocity()(t, Linear(), "velocity"), Unweighted()(t, Linear(), "velocity"))
-    assert {"model.predicts": "velocity", "model.weight": "AsVelocity"} in content(
-        "predictions_and_times"
-    )["exclude"]
+    assert {
+        "model.objective.prediction": "velocity",
+        "model.objective.weighting": "AsVelocity",
+    } in content("predictions_and_times")["exclude"]
 
 
 def test_all_solvers_are_compared():

@@ -91,11 +91,9 @@ OPTIONS = {
         (*MOONS, "--model.path=[Linear,Linear]"), ("--model.path", "Known: ", "Linear")
     ),
     "number for a class": option("model.path=3", "no such class", "Linear"),
-    "abstract class": option("model.path=Schedule", "abstract", "Linear"),
+    "abstract class": option("model.path=AffinePath", "abstract", "Linear"),
     "class of another kind": option("model.path=Gaussian", "no such class", "Linear"),
-    "network for a path": option(
-        "model.path=fmlightning.nets.mlp.TimeMLP", "no Schedule", "Linear"
-    ),
+    "network for a path": option("model.path=fmlightning.nets.mlp.TimeMLP", "no Path", "Linear"),
     "layer for an optimiser": option("model.optimizer=torch.nn.Linear", "no Optimizer", "AdamW"),
     "layer for a network": Row(
         (*MOONS, "--model.network=torch.nn.Linear"),
@@ -141,8 +139,8 @@ OPTIONS = {
     "label drop nan": Row(
         (*DIGITS, "--model.class_dropout_prob=.nan"), ("model.class_dropout_prob=nan", NAN)
     ),
-    "prediction": option("model.predicts=speed", "velocity"),
-    "score of a toy source": option("model.predicts=score", "Gaussian source"),
+    "prediction": option("model.objective.prediction=speed", "velocity"),
+    "score of a toy source": option("model.objective.prediction=score", "Gaussian source"),
     "source of another shape": Row(
         (*DIGITS, "--model.source=EightGaussians"), ("EightGaussians", "(1, 8, 8)")
     ),
@@ -174,7 +172,7 @@ OPTIONS = {
         "model.times=Power model.times.power=-1", "model.times.power=-1", "above -1"
     ),
     "times misspelt": option("model.times=LogitNorml", "did you mean LogitNormal?"),
-    "weight misspelt": option("model.weight=SNR", "did you mean MinSNR?"),
+    "weight misspelt": option("model.objective.weighting=SNR", "did you mean MinSNR?"),
     "coupling misspelt": option("model.coupling=OT", "MinibatchOT"),
     "entropy below 0": several(
         "model.coupling=Entropic model.coupling.reg=-1", "model.coupling.reg=-1", "use MinibatchOT"
@@ -375,7 +373,9 @@ CONFIGS = {
         "evaluation: {judges: [{class_path: mine.Judge}]}\n", "mine.Judge", "--allow mine"
     ),
     "unknown section": overlay(
-        "modle: {predicts: noise}\n", "modle.predicts", "did you mean --model.predicts?"
+        "modle: {predicts: noise}\n",
+        "modle.prediction",
+        "did you mean --model.objective.prediction?",
     ),
     "renamed option": overlay(
         "model: {label_drop: 0.1}\n", "model.label_drop", "it is now --model.class_dropout_prob"

@@ -113,7 +113,7 @@ RUNS = {
     ),
 }  # fmt: skip
 # four batches paired together, and killed between them; and a potential that is fitted before the first step
-RUNS["pool"] = (*RUNS["toy"], "--model.coupling.ot_batch_size=64", "--model.ahead=3")
+RUNS["pool"] = (*RUNS["toy"], "--model.coupling.ot_batch_size=64", "--model.prefetch=3")
 RUNS["semidiscrete"] = (*RUNS["toy"], "--model.coupling=SemidiscreteOT")
 RUNS["two processes"] = (*RUNS["toy"], "--trainer.strategy=ddp", "--trainer.devices=2")
 

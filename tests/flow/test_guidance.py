@@ -6,11 +6,13 @@ from torch import nn
 
 from fmlightning.flow.guidance import Guidance, GuidedField, closest
 from fmlightning.flow.keys import Key
-from fmlightning.flow.models import NetworkField, TrainedField
+from fmlightning.flow.models import NetworkField
 from fmlightning.flow.paths.schedules import Linear, Trigonometric, VariancePreserving
+from fmlightning.flow.solvers.brownian import BrownianPath
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import generate
 from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture
 
@@ -29,14 +31,14 @@ SCHEDULES = (Linear(), Trigonometric(), VariancePreserving())
 class Labelled(nn.Module):
     """The exact answer for each class, and label 2 for none; counts its calls."""
 
-    def __init__(self, schedule, predicts="velocity", laws=(*CLASSES, ALL)):
+    def __init__(self, schedule, prediction="velocity", laws=(*CLASSES, ALL)):
         super().__init__()
         self.paths = [law.along(schedule) for law in laws]
-        self.predicts, self.sizes = predicts, []
+        self.prediction, self.sizes = prediction, []
 
     def forward(self, x, t, y):
         self.sizes.append(len(x))
-        answers = torch.stack([path.prediction(self.predicts, x, t) for path in self.paths])
+        answers = torch.stack([path.prediction(self.prediction, x, t) for path in self.paths])
         return answers[y, torch.arange(len(x))]
 
 
@@ -102,7 +104,7 @@ def test_scale_one_is_the_model_and_zero_the_other_field():
 def test_it_acts_in_its_interval_only():
     x, t, y = points()
     field = NetworkField(Labelled(Linear()), Linear())
-    guided = Guidance(3.0, interval=(0.3, 0.6)).free(field, 2)
+    guided = Guidance(3.0, t_range=(0.3, 0.6)).free(field, 2)
     always = Guidance(3.0).free(field, 2)
     inside = (t >= 0.3) & (t <= 0.6)
     torch.testing.assert_close(guided(x, t, y)[inside], always(x, t, y)[inside])
@@ -142,17 +144,19 @@ def test_autoguidance_pushes_away_from_the_weaker_model():
     guided = Guidance(2.0).auto(strong, weak)
     torch.testing.assert_close(guided(x, t, y), 2 * strong(x, t, y) - weak(x, t, y))
     # the data prediction stops short of t = 1, and so do both
-    assert guided.interval == weak.interval != strong.interval
+    assert guided.t_range == weak.t_range != strong.t_range
 
 
-@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "rk4", "ab3", "dopri5"])
-def test_every_solver_and_prediction_ends_in_the_same_place(predicts, method):
+def test_every_solver_and_prediction_ends_in_the_same_place(prediction, method):
     """To 1e-2 in 60 steps of order 2 and more, 3e-2 in 200 of order 1."""
     x, _, y = points(4)
     exact = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
     reference = generate(exact, x, ODESolver(method="dopri5", rtol=1e-8, atol=1e-8), y=y).x
-    field = Guidance(2.0).free(NetworkField(Labelled(Linear(), predicts), Linear(), predicts), 2)
+    field = Guidance(2.0).free(
+        NetworkField(Labelled(Linear(), prediction), Linear(), prediction), 2
+    )
     assert isinstance(field, TrainedField)
     steps = 200 if method == "euler" else 60
     found = generate(field, x, ODESolver(method, steps, rtol=1e-6, atol=1e-6), y=y).x
@@ -164,9 +168,9 @@ def test_every_solver_and_prediction_ends_in_the_same_place(predicts, method):
 def test_the_sde_takes_it():
     x, _, y = points(16)
     field = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
-    rows = Key(0).fold("sde").rows(torch.arange(16))
+    streams = Key(0).fold("sde").streams(torch.arange(16))
     sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
-    found = SDESolver(num_steps=50).solve(sde, field.given(y), x, rows)
+    found = SDESolver(num_steps=50).solve(sde, field.given(y), x, BrownianPath(streams, x))
     assert found.x.isfinite().all()
     assert found.nfe == 100
 

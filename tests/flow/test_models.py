@@ -9,7 +9,6 @@ from torch import nn
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField, evaluate
 from fmlightning.flow.objectives.cfm import cfm_loss
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.predictions import PREDICTIONS
 from fmlightning.flow.paths.schedules import (
     IndependentCFM,
@@ -40,11 +39,11 @@ SCHEDULES = [
     LinearVP(),
 ]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-every_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 
-def exact(schedule, predicts="velocity"):
-    return NetworkField(OracleNetwork(MIXTURE.along(schedule), predicts), schedule, predicts)
+def exact(schedule, prediction="velocity"):
+    return NetworkField(OracleNetwork(MIXTURE.along(schedule), prediction), schedule, prediction)
 
 
 def energy_distance(x, y):
@@ -52,7 +51,7 @@ def energy_distance(x, y):
 
 
 def test_a_flow_is_trained_and_sampled_in_plain_torch():
-    path, source, data, key = AffinePath(Linear()), EightGaussians(), Moons(), Key(0)
+    path, source, data, key = Linear(), EightGaussians(), Moons(), Key(0)
     init = key.fold("init").generator()
     network = Plain(64, init)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -63,12 +62,12 @@ def test_a_flow_is_trained_and_sampled_in_plain_torch():
             data.sample((256, 2), g),
             torch.rand(256, generator=g),
         )
-        loss = cfm_loss(network, path.schedule, path.sample(x0, x1, t)).mean()
+        loss = cfm_loss(network, path.path, path.sample(x0, x1, t)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     x0 = source_points(source, 0, torch.arange(1000), (2,))
-    x1 = generate(NetworkField(network, path.schedule), x0, ODESolver("midpoint", 20)).x
+    x1 = generate(NetworkField(network, path.path), x0, ODESolver("midpoint", 20)).x
     truth = data.sample((1000, 2), key.fold("test").generator())
     # a factor of 15 after this short training, of which half is kept as margin for other machines
     assert energy_distance(x1, truth) < energy_distance(x0, truth) / 8
@@ -98,9 +97,9 @@ def by_batches(field, solver, size, n=64):
 
 
 @pytest.mark.parametrize("size", [1, 7])
-@pytest.mark.parametrize("predicts", ["velocity", "data"])
-def test_sample_k_is_the_same_at_any_batch_size_with_fixed_steps(size, predicts):
-    field, solver = exact(Linear(), predicts), ODESolver("heun2", 20)
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_sample_k_is_the_same_at_any_batch_size_with_fixed_steps(size, prediction):
+    field, solver = exact(Linear(), prediction), ODESolver("heun2", 20)
     _, whole = by_batches(field, solver, 64)
     index, parts = by_batches(field, solver, size)
     # float32 sums in another order
@@ -128,9 +127,9 @@ def test_a_trained_networks_samples_do_not_depend_on_the_batch_either(size):
 @every_schedule
 @every_prediction
 @pytest.mark.parametrize("method", ["heun2", "dopri5"])
-def test_every_prediction_is_sampled_to_the_end(schedule, predicts, method):
+def test_every_prediction_is_sampled_to_the_end(schedule, prediction, method):
     """Solvers that look at both ends of the domain, the exact network, and the last step to the data."""
-    field = exact(schedule, predicts)
+    field = exact(schedule, prediction)
     seen = []
     field.network.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[1][0])))
     x0, index = source_points(Gaussian(), 0, torch.arange(8), (2,)), torch.arange(8)
@@ -140,7 +139,7 @@ def test_every_prediction_is_sampled_to_the_end(schedule, predicts, method):
         ODESolver(method, 30, rtol=1e-4, atol=1e-4),
         eps=path_noise(schedule, 0, index, (2,)),
     )
-    low, high = field.interval
+    low, high = field.t_range
     assert solution.nfe == len(seen)
     assert (min(seen), max(seen)) == (pytest.approx(low), pytest.approx(high))
     assert solution.x.isfinite().all()
@@ -149,11 +148,11 @@ def test_every_prediction_is_sampled_to_the_end(schedule, predicts, method):
 
 @every_schedule
 @every_prediction
-def test_samples_of_the_exact_network_have_the_law_of_the_data(schedule, predicts):
+def test_samples_of_the_exact_network_have_the_law_of_the_data(schedule, prediction):
     n = 1000
     index = torch.arange(n)
     x0, eps = source_points(Gaussian(), 0, index, (2,)), path_noise(schedule, 0, index, (2,))
-    x = generate(exact(schedule, predicts), x0, ODESolver("rk4", 30), eps=eps).x.double()
+    x = generate(exact(schedule, prediction), x0, ODESolver("rk4", 30), eps=eps).x.double()
     law = MIXTURE.along(schedule).law(1.0)
     mean = (law.weights[:, None] * law.means).sum(0)
     variance = (law.weights[:, None] * (law.means**2 + law.stds[:, None] ** 2)).sum(0) - mean**2
@@ -188,29 +187,29 @@ def test_a_path_with_noise_of_its_own_starts_with_it():
 
 
 class Recorder(nn.Module):
-    def forward(self, x, t, y=None, rows=None):
-        self.seen = x, t, y, rows
+    def forward(self, x, t, y=None, streams=None):
+        self.seen = x, t, y, streams
         return x
 
 
 def test_the_network_sees_a_time_for_each_sample_and_the_scaled_input():
     network, x = Recorder(), torch.ones(3, 2)
     schedule = VarianceExploding()
-    rows = Key(0).rows(torch.arange(3))
-    evaluate(network, schedule, x, torch.tensor(0.5), torch.tensor([0, 1, 2]), rows)
-    seen_x, seen_t, seen_y, seen_rows = network.seen
+    streams = Key(0).streams(torch.arange(3))
+    evaluate(network, schedule, x, torch.tensor(0.5), torch.tensor([0, 1, 2]), streams)
+    seen_x, seen_t, seen_y, seen_streams = network.seen
     sigma = schedule.sigma(torch.tensor(0.5))
     torch.testing.assert_close(seen_x, x / math.sqrt(1 + float(sigma) ** 2))
     assert seen_t.shape == (3,)
     assert seen_y.tolist() == [0, 1, 2]
-    assert seen_rows is rows
+    assert seen_streams is streams
 
 
 @every_prediction
-def test_the_exploding_path_keeps_network_inputs_of_unit_size(predicts):
+def test_the_exploding_path_keeps_network_inputs_of_unit_size(prediction):
     schedule, n = VarianceExploding(), 4000
     x1, x0 = torch.randn(2, n, 2, generator=Key(0).generator())
-    sample = AffinePath(schedule).sample(x0, x1, torch.linspace(0, 0.999, n))
+    sample = schedule.sample(x0, x1, torch.linspace(0, 0.999, n))
     network = Recorder()
     evaluate(network, schedule, sample.xt, sample.t)
     # 4 standard errors of a second moment
@@ -228,11 +227,13 @@ def test_labels_are_given_once_to_a_field():
 
 @every_schedule
 @every_prediction
-def test_the_data_expected_is_the_oracles(schedule, predicts):
+def test_the_data_expected_is_the_oracles(schedule, prediction):
     x = torch.randn(8, 2, generator=Key(0).generator(), dtype=torch.float64)
     t = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
     expected = MIXTURE.along(schedule).data(x, t)
-    torch.testing.assert_close(exact(schedule, predicts).data(x, t), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        exact(schedule, prediction).data(x, t), expected, rtol=1e-8, atol=1e-8
+    )
 
 
 def test_an_unknown_prediction_is_refused_when_the_field_is_made():

@@ -12,9 +12,8 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import divergence, log_prob, start_log_prob
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import cfm_loss
-from fmlightning.flow.paths.affine import AffinePath, GaussianPath
+from fmlightning.flow.paths.gaussian import GaussianPath
 from fmlightning.flow.paths.predictions import PREDICTIONS, to_endpoints, to_velocity
-from fmlightning.flow.paths.schedule_transform import ScheduleTransformedField
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
@@ -24,14 +23,12 @@ from fmlightning.flow.paths.schedules import (
     VariancePreserving,
 )
 from fmlightning.flow.pixels import dequantise, quantise
+from fmlightning.flow.schedule_transform import ScheduleTransformedField
 from fmlightning.flow.shapes import expand_like, require_times
+from fmlightning.flow.solvers.brownian import BrownianPath
+from fmlightning.flow.solvers.diffusions import Diffusion, LinearDiffusion
 from fmlightning.flow.solvers.ode import ODESolver
-from fmlightning.flow.solvers.sde import (
-    Diffusion,
-    LinearDiffusion,
-    MarginalPreservingSDE,
-    SDESolver,
-)
+from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.solvers.time_grids import TimeGrid
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
@@ -52,15 +49,15 @@ def annotations_off():
     config.update("jaxtyping_disable", False)
 
 
-def exact(schedule, predicts="velocity", **trained):
+def exact(schedule, prediction="velocity", **trained):
     return NetworkField(
-        OracleNetwork(MIXTURE.along(schedule), predicts), schedule, predicts, **trained
+        OracleNetwork(MIXTURE.along(schedule), prediction), schedule, prediction, **trained
     )
 
 
 TIMED = {
-    "AffinePath.sample": lambda t: AffinePath(Linear()).sample(X, X, t),
-    "AffinePath.velocity": lambda t: AffinePath(Linear()).velocity(X, X, t),
+    "AffinePath.sample": lambda t: Linear().sample(X, X, t),
+    "AffinePath.velocity": lambda t: Linear().velocity(X, X, t),
     "GaussianPath.sample": lambda t: STRAIGHT.sample(X, X, t),
     "GaussianPath.velocity": lambda t: STRAIGHT.velocity(X, X, t),
     "NetworkField": lambda t: exact(Linear())(X, t),
@@ -109,14 +106,15 @@ def test_starts_and_ends_that_are_no_times_are_refused_before_the_loop(t):
 
     field = NetworkField(Plain(), Linear())
     field.network.forward = unseen
-    sde, rows = MarginalPreservingSDE(Linear(), Gaussian(), True), Key(0).rows(torch.arange(4))
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), True)
+    brownian = BrownianPath(Key(0).streams(torch.arange(4)), X)
     for call in (
         lambda: ODESolver("euler").solve(field, X, 0.5, t),
         lambda: ODESolver("dopri5").solve(field, X, t, 0.5),
-        lambda: SDESolver().solve(sde, field, X, rows, 0.5, t),
-        lambda: log_prob(field, X, Gaussian(), Linear(), ODESolver("euler"), interval=(0.5, t)),
+        lambda: SDESolver().solve(sde, field, X, brownian, 0.5, t),
+        lambda: log_prob(field, X, Gaussian(), Linear(), ODESolver("euler"), t_range=(0.5, t)),
         lambda: start_log_prob(Gaussian(), Linear(), X, t),
-        lambda: AffinePath(Linear()).start(X, t),
+        lambda: Linear().start(X, t),
         lambda: PATH.start(t),
         lambda: PATH.law(t),
     ):
@@ -152,18 +150,18 @@ def test_nothing_on_a_device_is_looked_at_in_training_and_sampling(schedule):
     """Any look at a value, in a step of training or an evaluation of the field, fails on a meta tensor."""
     x0, x1, eps = torch.zeros(3, 4, 2, device="meta")
     t = torch.zeros(4, device="meta")
-    sample = AffinePath(schedule).sample(x0, x1, t, eps)
+    sample = schedule.sample(x0, x1, t, eps)
     cfm_loss(Plain(), schedule, sample).mean()
     field = NetworkField(Plain(), schedule)
     for time in (t, t[0]):
         field(x0, time)
         ScheduleTransformedField(field, Polynomial(2.0))(x0, time)
-        AffinePath(schedule).velocity(x0, x1, time)
+        schedule.velocity(x0, x1, time)
 
 
 def test_a_changed_field_outside_its_interval_is_refused():
     field = ScheduleTransformedField(exact(VariancePreserving()), Linear())
-    low, high = field.interval
+    low, high = field.t_range
     for r in (low - 1e-3, high + 1e-3):
         for times in (torch.tensor(r, dtype=F64), torch.tensor([0.5, r, 0.5, 0.5], dtype=F64)):
             with pytest.raises(ValueError, match=r"leaves \[0\.00[0-9]+, 0\.9[0-9]+\]"):
@@ -174,26 +172,26 @@ def test_a_changed_field_outside_its_interval_is_refused():
         assert field(X.float(), torch.tensor(end, dtype=torch.float32)).isfinite().all()
 
 
-@pytest.mark.parametrize("predicts", PREDICTIONS)
-def test_a_network_that_answers_in_another_shape_is_refused_with_both_shapes(predicts):
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_that_answers_in_another_shape_is_refused_with_both_shapes(prediction):
     network = Plain(width=1)
-    field = NetworkField(network, Linear(), predicts, source=Gaussian(), independent=True)
-    sample = AffinePath(Linear()).sample(X, X, HALF)
+    field = NetworkField(network, Linear(), prediction, source=Gaussian(), independent=True)
+    sample = Linear().sample(X, X, HALF)
     for call in (field, field.endpoints, field.data, field.score):
         with pytest.raises(ValueError, match=r"\(4, 2\).*\(4, 1\)"):
             call(X, HALF)
     with pytest.raises(ValueError, match=r"\(4, 2\).*\(4, 1\)"):
-        cfm_loss(network, Linear(), sample, predicts=predicts)
+        cfm_loss(network, Linear(), sample, prediction=prediction)
     for convert in (to_velocity, to_endpoints):
         with pytest.raises(ValueError, match=r"\(4, 1\).*\(4, 2\)"):
-            convert(predicts, X[:, :1], X, HALF, Linear())
+            convert(prediction, X[:, :1], X, HALF, Linear())
 
 
 def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
     def narrow(x, t):
         return x[:, :1]
 
-    rows = Key(0).rows(torch.arange(4))
+    brownian = BrownianPath(Key(0).streams(torch.arange(4)), X)
     sde = MarginalPreservingSDE(Linear(), Gaussian(), True, LinearDiffusion(0.0))
     for call in (
         lambda: divergence(narrow, X, HALF[0]),
@@ -201,7 +199,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
         lambda: ODESolver("rk4", 2).solve(narrow, X),
         lambda: ODESolver("ab3", 5).solve(narrow, X),
         lambda: ODESolver("dopri5").solve(narrow, X),
-        lambda: SDESolver(num_steps=2).solve(sde, narrow, X, rows),
+        lambda: SDESolver(num_steps=2).solve(sde, narrow, X, brownian),
         lambda: log_prob(narrow, X, Gaussian(), Linear(), ODESolver("euler", 2)),
         lambda: PATH.fm_loss(narrow, X, HALF),
     ):
@@ -211,7 +209,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_points_and_noise_of_another_batch_are_refused_with_both_shapes(rows):
-    noisy, plain = AffinePath(IndependentCFM(0.3)), AffinePath(Linear())
+    noisy, plain = IndependentCFM(0.3), Linear()
     few = X[:rows]
     for call in (
         lambda: noisy.sample(X, X, HALF, few),
@@ -230,12 +228,12 @@ def test_points_and_noise_of_another_batch_are_refused_with_both_shapes(rows):
 
 def test_the_velocity_of_a_point_that_has_arrived_is_refused():
     one = torch.tensor(1.0, dtype=F64)
-    for path in (AffinePath(Linear()), STRAIGHT):
+    for path in (Linear(), STRAIGHT):
         with pytest.raises(ValueError, match="no noise is left on the path at t=1"):
             path.velocity(X, X, one)
 
 
-@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
     ("trained", "reason"),
     [
@@ -246,9 +244,9 @@ def test_the_velocity_of_a_point_that_has_arrived_is_refused():
     ],
     ids=["source", "coupling", "coupling by default", "unknown"],
 )
-def test_a_score_needs_a_gaussian_source_independent_of_the_data(predicts, trained, reason):
+def test_a_score_needs_a_gaussian_source_independent_of_the_data(prediction, trained, reason):
     with pytest.raises(ValueError, match=reason):
-        exact(Linear(), predicts, **trained).score(X, HALF)
+        exact(Linear(), prediction, **trained).score(X, HALF)
 
 
 @pytest.mark.parametrize("schedule", [IndependentCFM(0.3), SchrodingerBridge(0.7)], ids=repr)
@@ -257,9 +255,9 @@ def test_a_score_needs_a_gaussian_source_independent_of_the_data(predicts, train
 )
 def test_source_and_noise_are_one_noise_only_if_both_are_gaussian_and_free(schedule, trained):
     """With gamma > 0, data, noise and score do not give the velocity, nor one path another's."""
-    for predicts in ("data", "noise", "score"):
+    for prediction in ("data", "noise", "score"):
         with pytest.raises(ValueError, match=r"gamma > 0.*independent"):
-            exact(schedule, predicts, **trained)
+            exact(schedule, prediction, **trained)
     with pytest.raises(ValueError, match=r"change of path.*gamma > 0"):
         ScheduleTransformedField(exact(schedule, **trained), Linear())
     with pytest.raises(ValueError, match=r"change of path.*gamma > 0"):
@@ -275,7 +273,7 @@ def test_what_is_refused_would_be_wrong():
     t = torch.tensor(0.5, dtype=F64)
     apart = []
     for x1 in (x0, torch.randn(n, 1, generator=g, dtype=F64)):  # the source itself, and one's own
-        s = AffinePath(schedule).sample(x0, x1, t, eps)
+        s = schedule.sample(x0, x1, t, eps)
 
         def regress(y, x=s.xt):
             return (y * x).mean() / (x * x).mean()  # all is jointly Gaussian: E[y | x] is a line
@@ -293,7 +291,7 @@ def test_what_is_refused_would_be_wrong():
 )
 def test_curves_on_no_interval_are_refused(interval):
     with pytest.raises(ValueError, match="0 <= low < high <= 1"):
-        Curves(lambda t: t, lambda t: 1 - t, interval=interval)
+        Curves(lambda t: t, lambda t: 1 - t, t_range=interval)
 
 
 @pytest.mark.parametrize(
@@ -361,12 +359,11 @@ def test_curves_of_a_gaussian_path_in_another_shape_are_refused():
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_a_diffusion_that_is_none_is_refused_where_it_is(value):
     class Own(Diffusion):
-        def squared(self, t):
+        def squared(self, t, path):
             return torch.full_like(t, value)
 
-    sde = MarginalPreservingSDE(Linear(), Gaussian(), True, Own())
     with pytest.raises(ValueError, match=r"g\^2 = .* at t=0"):
-        SDESolver(num_steps=4).solve(sde, PATH, X, Key(0).rows(torch.arange(4)))
+        MarginalPreservingSDE(Linear(), Gaussian(), True, Own())
     with pytest.raises(ValueError, match="finite and not negative"):
         LinearDiffusion(value)
 

@@ -54,7 +54,7 @@ def digits():
     data = DigitsData()
     reference, held_out = data.eval_samples("reference"), data.eval_samples("test")
     judge = Frechet(features="digits", num_samples=350)
-    judge.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.levels)
+    judge.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.num_bins)
     return judge, reference, held_out
 
 

@@ -7,7 +7,7 @@ from fmlightning.data.order import Shard, steps_per_draw
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Gaussian
-from fmlightning.training.draws import Draws
+from fmlightning.training.draws import Noises
 
 CPU = torch.device("cpu")
 FEW, MANY = (64, 2), (96, 1, 10, 10)  # drawn for 64 steps at once, and for each
@@ -15,11 +15,15 @@ FEW, MANY = (64, 2), (96, 1, 10, 10)  # drawn for 64 steps at once, and for each
 
 def numbers(shape=FEW, seed=0, rows=None):
     rows = slice(0, shape[0]) if rows is None else rows
-    return Draws(Key(seed), shape, rows, CPU, Gaussian(), gamma=True, labels=True)
+    return Noises(Key(seed), shape, rows, CPU, Gaussian(), 1, stochastic=True, labels=True)
+
+
+def tensors(noise):
+    return noise.x0, *noise.u, noise.eps, noise.label
 
 
 def equal(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
 
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=str)
@@ -33,8 +37,9 @@ def test_they_do_not_depend_on_where_a_run_begins(shape):
 
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=str)
 def test_no_two_steps_and_no_two_seeds_share_a_number(shape):
-    kinds = zip(*(numbers(shape)(step) for step in range(130 if shape == FEW else 3)), strict=True)
-    other = numbers(shape, seed=1)(0)
+    steps = range(130 if shape == FEW else 3)
+    kinds = zip(*(tensors(numbers(shape)(step)) for step in steps), strict=True)
+    other = tensors(numbers(shape, seed=1)(0))
     for kind, of_other in zip(kinds, other, strict=True):
         flat = torch.cat([*(x.flatten() for x in kind), of_other.flatten()])
         # by chance some are: of n in [0, 1), which has 2^24 float32 numbers that are drawn, n^2 / 2^25 on average
@@ -44,7 +49,7 @@ def test_no_two_steps_and_no_two_seeds_share_a_number(shape):
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=str)
 def test_the_kinds_are_independent_of_each_other(shape):
     """Labels that are hidden by the numbers of the times would be hidden at early times only."""
-    x0, u, eps, label = numbers(shape)(0)
+    x0, u, eps, label = tensors(numbers(shape)(0))
     assert not torch.equal(u, label)
     assert not torch.equal(x0, eps)
     for a, b in ((x0, eps), (u - 0.5, label - 0.5)):
@@ -61,7 +66,19 @@ def test_processes_share_out_the_numbers_of_one(shape):
         for kind in ("x0", "eps", "label"):
             both = torch.cat([getattr(one, kind), getattr(two, kind)])
             assert torch.equal(both, getattr(whole(step), kind))
-        assert torch.equal(one.u, whole(step).u)  # a law of times may need the whole batch
+        assert torch.equal(
+            one.u[0], whole(step).u[0]
+        )  # a sampler of times may need the whole batch
+
+
+def test_further_times_leave_the_first_as_they_are():
+    """An objective with two times sees the first ones of an objective with one."""
+    two = Noises(Key(0), FEW, slice(0, FEW[0]), CPU, Gaussian(), 2, stochastic=True, labels=True)
+    u, v = two(3).u
+    assert torch.equal(u, numbers()(3).u[0])
+    assert abs(float(torch.corrcoef(torch.stack((u, v)))[0, 1])) < 4 / len(u) ** 0.5
+    none = Noises(Key(0), FEW, slice(0, FEW[0]), CPU, Gaussian(), 0, stochastic=True, labels=True)
+    assert none(3).u == []
 
 
 def test_images_are_drawn_step_by_step():

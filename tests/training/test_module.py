@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
+from fmlightning.flow.objectives.cfm import CFM
 from fmlightning.nets.mlp import TimeMLP
+from fmlightning.training.draws import Draws
 from fmlightning.training.module import FlowMatching
 
 SMALL = (
@@ -32,7 +34,7 @@ SMALL = (
     ],
 )
 def test_every_prediction_trains_and_samples(fit, path, predicts, nfe):
-    run = fit(*SMALL, f"--model.path={path}", f"--model.predicts={predicts}")
+    run = fit(*SMALL, f"--model.path={path}", f"--model.objective.prediction={predicts}")
     scores = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert scores["nfe"] == nfe
     losses = [
@@ -65,14 +67,14 @@ def test_the_held_out_loss_does_not_depend_on_the_seed_of_the_run(fit):
 
 def test_labels_are_hidden_as_often_as_asked(fit, monkeypatch):
     seen = []
-    draw = FlowMatching.draw
+    call = Draws.__call__
 
     def spy(self, *batch):
-        point, labels = draw(self, *batch)
-        seen.append((labels == self.num_classes).float().mean())
-        return point, labels
+        draw = call(self, *batch)
+        seen.append((draw.y == self.num_classes).float().mean())
+        return draw
 
-    monkeypatch.setattr(FlowMatching, "draw", spy)
+    monkeypatch.setattr(Draws, "__call__", spy)
     fit(
         "images/digits", "--trainer.max_steps=5", "--data.batch_size=400", "--model.class_dropout_prob=0.25",
         "--model.network.channels=8", "--model.network.head_channels=8",
@@ -87,4 +89,4 @@ def test_a_score_of_a_toy_source_is_refused():
     from fmlightning.flow.toys import EightGaussians
 
     with pytest.raises(ValueError, match="Gaussian source"):
-        FlowMatching(TimeMLP(), predicts="score", source=EightGaussians())
+        FlowMatching(TimeMLP(), objective=CFM("score"), source=EightGaussians())

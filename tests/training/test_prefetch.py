@@ -202,7 +202,12 @@ def weights(run):
 )
 def test_a_run_is_the_same_for_every_depth_and_leaves_no_thread(fit, coupling):
     runs = [
-        fit(*SMALL, f"--model.coupling={coupling}", f"--model.ahead={depth}", name=f"ahead{depth}")
+        fit(
+            *SMALL,
+            f"--model.coupling={coupling}",
+            f"--model.prefetch={depth}",
+            name=f"ahead{depth}",
+        )
         for depth in (0, 1, 4)
     ]
     assert not threads()
@@ -218,7 +223,7 @@ def test_a_coupling_that_fails_ends_the_run_with_its_own_message(fmlightning, tm
     run = tmp_path / "run"
     status, shown = fmlightning(
         "fit", "--config", f"configs/{SMALL[0]}.yaml", *SMALL[1:], "--allow", __name__, f"--run_dir={run}",
-        f"--model.coupling={__name__}.Fails", "--model.coupling.at=6", f"--model.ahead={depth}",
+        f"--model.coupling={__name__}.Fails", "--model.coupling.at=6", f"--model.prefetch={depth}",
         "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
         "--evaluation.judges=[]", "--samples.at_end=false", "--trajectories.at_end=false",
     )  # fmt: skip
@@ -241,8 +246,8 @@ def test_odd_sizes_are_refused(fmlightning):
     for option, words in (
         ("--model.coupling.ot_batch_size=1000000000", "ot_batch_size=1000000000 must be from 1 to 20000"),
         ("--model.coupling.ot_batch_size=48", "ot_batch_size=48 must be a multiple of data.batch_size=32"),
-        ("--model.ahead=-1", "ahead=-1 must be from 0"),
-        ("--model.ahead=100000", "ahead=100000 must be from 0, which solves within the step, to 64"),
+        ("--model.prefetch=-1", "ahead=-1 must be from 0"),
+        ("--model.prefetch=100000", "ahead=100000 must be from 0, which solves within the step, to 64"),
     ):  # fmt: skip
         status, shown = fmlightning(
             "fit", "--config", f"configs/{SMALL[0]}.yaml", *SMALL[1:], "--model.coupling=MinibatchOT", option,

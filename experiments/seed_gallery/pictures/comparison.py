@@ -70,14 +70,14 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
 def conditional(axis: Axes, path: MixturePath, detail: Detail) -> None:
     """The ways to one data point."""
     x0, times = noise(detail.particles)[:LINES], torch.linspace(0, 1, 121, dtype=F64)
-    x1, curve = torch.tensor([[-2.4, 2.4]], dtype=F64).expand_as(x0), AffinePath(path.schedule)
+    x1, curve = torch.tensor([[-2.4, 2.4]], dtype=F64).expand_as(x0), AffinePath(path.path)
     ways(axis, torch.stack([curve.sample(x0, x1, t).xt for t in times]), times)
     finish(axis, "to one data point", LIMITS)
 
 
 def flow(axis: Axes, path: MixturePath, detail: Detail) -> LineCollection:
     """The ways of the exact flow, and how much longer they are than the straight line."""
-    low, high = path.interval
+    low, high = path.t_range
     solver = ODESolver("rk4", num_steps=2 * detail.num_steps)
     solution = solver.solve(path.velocity, noise(detail.particles)[:LINES], low, high, save_at=121)
     shade(axis, BOARD.log_prob, detail.side, "Greys")
@@ -95,7 +95,7 @@ def ways(axis: Axes, states: Tensor, times: Tensor) -> LineCollection:
 
 def samples(axis: Axes, path: MixturePath, solver: ODESolver, detail: Detail) -> None:
     """Where few evaluations take the points of the source."""
-    low, high = path.interval
+    low, high = path.t_range
     solution = solver.solve(path.velocity, noise(detail.particles), low, high)
     shade(axis, BOARD.log_prob, detail.side, "Greys")
     dots(axis, solution.x, MODEL, 4, 0.7)

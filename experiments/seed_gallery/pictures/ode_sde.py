@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import PerSample, Points
+from fmlightning.flow.solvers.brownian import BrownianPath
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.sources import Gaussian
@@ -52,13 +53,13 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
 def solutions(detail: Detail) -> tuple[Tensor, Tensor]:
     """States of (1) and of (2), (K, B, 1)."""
     index = torch.arange(CROWD * detail.particles)
-    x0 = Gaussian().rows(KEY.fold("starts").rows(index), (1,), F64)
+    x0 = Gaussian().sample_keyed(KEY.fold("starts").streams(index), (1,), F64)
     save_at = 2 * detail.num_steps + 1
     x = ODESolver("rk4", detail.num_steps).solve(PATH.velocity, x0, save_at=save_at).states
-    sde = MarginalPreservingSDE(PATH.schedule, Gaussian(), independent=True)
-    rows = KEY.fold("brownian").rows(index)
+    sde = MarginalPreservingSDE(PATH.path, Gaussian(), independent=True)
+    brownian = BrownianPath(KEY.fold("brownian").streams(index), x0)
     solver = SDESolver(num_steps=2 * detail.num_steps)
-    return x, solver.solve(sde, PATH.velocity, x0, rows, save_at=save_at).states
+    return x, solver.solve(sde, PATH.velocity, x0, brownian, save_at=save_at).states
 
 
 def background(axis: Axes, side: int) -> None:

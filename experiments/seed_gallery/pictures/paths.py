@@ -51,7 +51,7 @@ def paths(detail: Detail) -> Figure:
     for row, path, x1 in zip(axes, (CONDITIONAL, MARGINAL), targets, strict=True):
         for axis, t in zip(row, PATH_TIMES, strict=True):
             shade(axis, lambda x, p=path, t=t: p.log_prob(x, at(t)), detail.side, PALE)
-            dots(axis, AffinePath(path.schedule).sample(x0, x1, at(t)).xt, RED, 3, 0.8)
+            dots(axis, AffinePath(path.path).sample(x0, x1, at(t)).xt, RED, 3, 0.8)
             finish(axis, f"t = {t:g}", LIMITS)
     for axis in axes[0]:
         cross(axis)
@@ -102,7 +102,7 @@ def average(axis: Axes, path: MixturePath, t: float) -> None:
 def possible_data(path: MixturePath, x: Points, t: float, count: int = 80) -> Tensor:
     """Draws of x1 given x_t = x: of a component by its responsibility, then within it."""
     generator = KEY.fold("possible").generator()
-    law, alpha, var = path.mixture, path.schedule.alpha(at(t)), path.schedule.variance(at(t))
+    law, alpha, var = path.mixture, path.path.alpha(at(t)), path.path.variance(at(t))
     k = torch.multinomial(path.responsibilities(x, at(t))[0], count, True, generator=generator)
     s2 = law.stds[k, None] ** 2
     total = alpha**2 * s2 + var

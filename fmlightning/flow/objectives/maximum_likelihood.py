@@ -15,23 +15,29 @@ arXiv:1810.01367.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.likelihood import hutchinson_probe, log_prob
-from fmlightning.flow.models import TrainedField
+from fmlightning.flow.models import NetworkField
+from fmlightning.flow.objectives.cfm import CFM
+from fmlightning.flow.objectives.objective import Draw, Losses, Nets, Objective, Recipe
+from fmlightning.flow.paths.path import Path
+from fmlightning.flow.paths.predictions import Prediction
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 
 Divergence = Literal["exact", "hutchinson"]
 
 
 @dataclass(frozen=True)
-class MaximumLikelihood:
-    """The objective (1).
+class MaximumLikelihood(Objective):
+    """The objective (1); the coupling and the times have no effect.
 
     The steps depend on the batch, so two processes with half a batch each agree with one to the tolerance only.
 
@@ -40,19 +46,53 @@ class MaximumLikelihood:
         rtol: its relative tolerance.
         atol: its absolute tolerance.
         divergence: exact, D backward passes an evaluation, or hutchinson, one, with a keyed probe for each sample.
+        prediction: what the network outputs, as in CFM.
     """
 
     method: AdaptiveMethod = "dopri5"
     rtol: float = 1e-3
     atol: float = 1e-3
     divergence: Divergence = "exact"
+    prediction: Prediction = "velocity"
+
+    num_times: ClassVar[int] = 0
+    unit: ClassVar[str] = "nats"
+    draws: ClassVar[bool] = True
+    second_order: ClassVar[bool] = True
 
     @property
     def solver(self) -> ODESolver:
         return ODESolver(self.method, rtol=self.rtol, atol=self.atol)
 
+    @property
+    def regression(self) -> CFM:
+        """The objective whose model this one trains."""
+        return CFM(self.prediction)
+
     def __post_init__(self) -> None:
-        _ = self.solver  # refuses tolerances that are not positive
+        _ = (
+            self.solver,
+            self.regression,
+        )  # refuse tolerances that are not positive, and unknown predictions
+
+    def check(self, recipe: Recipe, network: nn.Module, data: Any) -> None:
+        self.regression.check(recipe, network, data)
+        if recipe.source.paired:
+            raise ValueError(
+                f"model.objective={type(self).__name__} needs the density of x0, and {type(data).__name__} gives "
+                "samples of it only; set model.objective=CFM"
+            )
+
+    def t_range(self, path: Path) -> tuple[float, float]:
+        return self.regression.t_range(path)
+
+    def model(self, nets: Nets, recipe: Recipe) -> NetworkField:
+        return self.regression.model(nets, recipe)
+
+    def loss(self, nets: Nets, recipe: Recipe, draw: Draw) -> Losses:
+        model = self.model(nets, recipe)
+        loss = self(model, draw.x1, recipe.source, y=draw.y, streams=draw.streams)
+        return Losses(loss, loss)
 
     def __call__(
         self,
@@ -61,44 +101,44 @@ class MaximumLikelihood:
         source: Source,
         *,
         y: Labels | None = None,
-        rows: Rows | None = None,
+        streams: KeyedStreams | None = None,
     ) -> PerSample:
         """-log p_1(x1) in nats, (B,); differentiable where gradients are on.
 
             loss = MaximumLikelihood()(NetworkField(net, Linear()), x1, Gaussian()).mean()
 
         Args:
-            field: with its path, whose start says what law the source has there.
+            field: with its path, whose start says what distribution the source has there.
             x1: data, (B, *S).
-            source: the law of x0, with a known density.
+            source: the distribution of x0, with a known density.
             y: labels, (B,).
-            rows: keyed streams of the samples, for the probes of hutchinson.
+            streams: keyed streams of the samples, for the probes of hutchinson.
 
         Raises:
-            ValueError: the source has no density, or there are no rows for the probes.
+            ValueError: the source has no density, or there are no streams for the probes.
             SolverError: the flow has become too stiff for the solver.
         """
         # labels that are looked up while gradients are on must not come from inference mode
         with torch.inference_mode(False):
             y = None if y is None else y.clone()
-            probe = self.probe(rows, x1)
+            probe = self.probe(streams, x1)
         return -log_prob(
             field.given(y),
             x1,
             source,
-            field.schedule,
+            field.path,
             self.solver,
-            interval=field.interval,
+            t_range=field.t_range,
             probe=probe,
             differentiable=torch.is_grad_enabled(),
         )
 
-    def probe(self, rows: Rows | None, x1: Points) -> Points | None:
+    def probe(self, streams: KeyedStreams | None, x1: Points) -> Points | None:
         """Hutchinson's z for each sample, one for the whole solve; None for the exact divergence."""
         if self.divergence == "exact":
             return None
-        if rows is None:
+        if streams is None:
             raise ValueError(
-                "divergence='hutchinson' needs random numbers: pass rows=key.rows(index), or take 'exact'"
+                "divergence='hutchinson' needs random numbers: pass streams=key.streams(index), or take 'exact'"
             )
-        return hutchinson_probe(rows, x1).clone()
+        return hutchinson_probe(streams, x1).clone()

@@ -16,8 +16,8 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from fmlightning.flow.paths.schedules import bisect
-from fmlightning.flow.shapes import PerSample
+from fmlightning.flow.paths.affine import bisect
+from fmlightning.flow.shapes import PerSample, require_positive
 
 
 class TimeSampler(ABC):
@@ -31,9 +31,9 @@ class TimeSampler(ABC):
     def density(self, t: Tensor) -> Tensor:
         """Probability density on (0, 1)."""
 
-    def draw(self, u: PerSample, interval: tuple[float, float] = (0.0, 1.0)) -> PerSample:
+    def draw(self, u: PerSample, t_range: tuple[float, float] = (0.0, 1.0)) -> PerSample:
         """Training times of one batch from independent uniform numbers, (B,)."""
-        low, high = interval
+        low, high = t_range
         t = self.quantile(u)
         return t if (low, high) == (0.0, 1.0) else low + (high - low) * t
 
@@ -186,18 +186,12 @@ class Stratified(TimeSampler):
     def density(self, t: Tensor) -> Tensor:
         return self.of.density(t)
 
-    def draw(self, u: PerSample, interval: tuple[float, float] = (0.0, 1.0)) -> PerSample:
+    def draw(self, u: PerSample, t_range: tuple[float, float] = (0.0, 1.0)) -> PerSample:
         """Training times of one batch from independent uniform numbers, (B,)."""
-        return self.of.draw(stratify(u), interval)
+        return self.of.draw(stratify(u), t_range)
 
 
 def stratify(u: PerSample) -> PerSample:
     """(slice + shift) / B: one number in each of B equal slices of (0, 1)."""
     slices, shift = u.argsort(), u.double().sum() % 1
     return ((slices + shift) / len(u)).to(u.dtype)
-
-
-def require_positive(settings: object, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name}={getattr(settings, name)} must be positive")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fmlightning.flow.paths.predictions import Prediction, check, velocity_coefficients
-from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import Path
+from fmlightning.flow.paths.predictions import Prediction, affine, check, velocity_coefficients
 from fmlightning.flow.shapes import Times
 
 
@@ -26,7 +27,7 @@ class Weighting(ABC):
     """A factor on the squared error of a prediction."""
 
     @abstractmethod
-    def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
         """The factor at times t, for a network with these outputs on this path."""
 
 
@@ -34,7 +35,7 @@ class Weighting(ABC):
 class Unweighted(Weighting):
     """The squared error of whatever the network predicts."""
 
-    def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
         return torch.ones_like(t)
 
 
@@ -42,8 +43,8 @@ class Unweighted(Weighting):
 class AsVelocity(Weighting):
     """The squared error of the velocity: the CFM loss for every prediction."""
 
-    def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
-        return velocity_coefficients(predicts, schedule, t)[1] ** 2
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
+        return velocity_coefficients(prediction, affine(path, "AsVelocity"), t)[1] ** 2
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class EDM(Weighting):
         if not self.sigma_data > 0:
             raise ValueError(f"sigma_data={self.sigma_data} must be positive")
 
-    def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
-        return data_weight(t, schedule, predicts) * (
-            schedule.alpha_over_sigma(t) ** 2 + self.sigma_data**-2
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
+        path = affine(path, type(self).__name__)
+        return data_weight(t, path, prediction) * (
+            path.alpha_over_sigma(t) ** 2 + self.sigma_data**-2
         )
 
 
@@ -85,18 +87,19 @@ class MinSNR(Weighting):
         if not self.gamma > 0:
             raise ValueError(f"gamma={self.gamma} must be positive")
 
-    def __call__(self, t: Times, schedule: Schedule, predicts: Prediction) -> Times:
-        return data_weight(t, schedule, predicts) * (schedule.alpha_over_sigma(t) ** 2).clamp(
+    def __call__(self, t: Times, path: Path, prediction: Prediction) -> Times:
+        path = affine(path, type(self).__name__)
+        return data_weight(t, path, prediction) * (path.alpha_over_sigma(t) ** 2).clamp(
             max=self.gamma
         )
 
 
-def data_weight(t: Times, schedule: Schedule, predicts: Prediction) -> Times:
+def data_weight(t: Times, path: AffinePath, prediction: Prediction) -> Times:
     """What turns the squared error of a prediction into that of the data point: (1), squared."""
-    check(predicts)
-    alpha, std = schedule.alpha(t), schedule.std(t)
-    if predicts == "velocity":
-        d = schedule.d_alpha(t) * std - alpha * schedule.d_std(t)
+    check(prediction)
+    alpha, std = path.alpha(t), path.std(t)
+    if prediction == "velocity":
+        d = path.d_alpha(t) * std - alpha * path.d_std(t)
         return (std / d) ** 2
     factor = {"data": torch.ones_like(t), "noise": std / alpha, "score": std**2 / alpha}
-    return factor[predicts] ** 2
+    return factor[prediction] ** 2

@@ -22,8 +22,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from fmlightning.flow.paths.affine import PathSample
-from fmlightning.flow.paths.schedules import T_EPS, Schedule
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import T_EPS, Path, PathSample
 from fmlightning.flow.shapes import Points, Times, expand_like, require_like, require_times
 
 Prediction = Literal["velocity", "data", "noise", "score"]
@@ -37,121 +37,144 @@ class EndPoints(NamedTuple):
     x0: Tensor
 
 
-def check(predicts: str) -> None:
-    if predicts not in PREDICTIONS:
+def check(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
         raise ValueError(
-            f"predicts={predicts!r} is unknown; choose one of {', '.join(PREDICTIONS)}"
+            f"prediction={prediction!r} is unknown; choose one of {', '.join(PREDICTIONS)}"
         )
 
 
-def target(predicts: Prediction, sample: PathSample, schedule: Schedule) -> Points:
-    """What the network is regressed on."""
-    check(predicts)
-    if predicts == "velocity":
+def target(prediction: Prediction, sample: PathSample, path: Path) -> Points:
+    """The regression target of a network."""
+    check(prediction)
+    if prediction == "velocity":
         return sample.ut
-    if predicts == "data":
+    if prediction == "data":
         return sample.x1
-    noise = effective_noise(sample, schedule)
-    if predicts == "noise":
+    path = affine(path, f"prediction={prediction!r}")
+    noise = effective_noise(sample, path)
+    if prediction == "noise":
         return noise
-    return -noise / expand_like(schedule.std(sample.t), noise)
+    return -noise / expand_like(path.std(sample.t), noise)
 
 
-def effective_noise(sample: PathSample, schedule: Schedule) -> Points:
+def effective_noise(sample: PathSample, path: AffinePath) -> Points:
     """(x_t - alpha x1) / std, from its parts: the difference would cancel where std is small."""
-    if not schedule.stochastic or sample.eps is None:
+    if not path.stochastic or sample.noise is None:
         return sample.x0
-    std = schedule.std(sample.t)
-    p, q = schedule.sigma(sample.t) / std, schedule.gamma(sample.t) / std
-    return expand_like(p, sample.x0) * sample.x0 + expand_like(q, sample.eps) * sample.eps
+    std = path.std(sample.t)
+    p, q = path.sigma(sample.t) / std, path.gamma(sample.t) / std
+    return expand_like(p, sample.x0) * sample.x0 + expand_like(q, sample.noise) * sample.noise
 
 
 def velocity_coefficients(
-    predicts: Prediction, schedule: Schedule, t: Times
+    prediction: Prediction, path: AffinePath, t: Times
 ) -> tuple[Tensor, Tensor]:
     """The two factors of v = a x + b prediction, equation (2). Infinite or nan where it does not exist."""
-    check(predicts)
-    if predicts == "velocity":
+    check(prediction)
+    if prediction == "velocity":
         return torch.zeros_like(t), torch.ones_like(t)
-    alpha, d_alpha = schedule.alpha(t), schedule.d_alpha(t)
-    std, d_std = schedule.std(t), schedule.d_std(t)
-    if predicts == "data":
+    alpha, d_alpha = path.alpha(t), path.d_alpha(t)
+    std, d_std = path.std(t), path.d_std(t)
+    if prediction == "data":
         return d_std / std, d_alpha - alpha * (d_std / std)
     rate = d_alpha / alpha
-    if predicts == "noise":
+    if prediction == "noise":
         return rate, d_std - rate * std
     # V'/2 as one quantity: finite where std' is not
-    return rate, rate * schedule.variance(t) - schedule.half_d_variance(t)
+    return rate, rate * path.variance(t) - path.half_d_variance(t)
 
 
 def to_velocity(
-    predicts: Prediction, prediction: Points, xt: Points, t: Times, schedule: Schedule
+    prediction: Prediction, output: Points, xt: Points, t: Times, path: AffinePath
 ) -> Points:
     """The velocity that a prediction stands for, equation (2).
 
     Raises:
         ValueError: shapes differ, t lies outside [0, 1], or the conversion does not exist at t.
     """
-    require_prediction(prediction, xt, t)
-    if predicts == "velocity":
-        return prediction
-    a, b = velocity_coefficients(predicts, schedule, t)
-    require_finite(predicts, "velocity", schedule, t, a, b)
-    return expand_like(a, xt) * xt + expand_like(b, xt) * prediction
+    require_prediction(output, xt, t)
+    if prediction == "velocity":
+        return output
+    a, b = velocity_coefficients(prediction, path, t)
+    require_finite(prediction, "velocity", path, t, a, b)
+    return expand_like(a, xt) * xt + expand_like(b, xt) * output
 
 
 def to_endpoints(
-    predicts: Prediction, prediction: Points, xt: Points, t: Times, schedule: Schedule
+    prediction: Prediction, output: Points, xt: Points, t: Times, path: AffinePath
 ) -> EndPoints:
     """The data point and the noise that a prediction stands for, equation (1).
 
     Raises:
         ValueError: shapes differ, t lies outside [0, 1], or the conversion does not exist at t.
     """
-    check(predicts)
-    require_prediction(prediction, xt, t)
-    alpha, std = schedule.alpha(t), schedule.std(t)
-    if predicts == "velocity":
-        d_alpha, d_std = schedule.d_alpha(t), schedule.d_std(t)
+    check(prediction)
+    require_prediction(output, xt, t)
+    alpha, std = path.alpha(t), path.std(t)
+    if prediction == "velocity":
+        d_alpha, d_std = path.d_alpha(t), path.d_std(t)
         d = d_alpha * std - alpha * d_std
         coefficients = [std / d, -d_std / d, -alpha / d, d_alpha / d]
-        require_finite(predicts, "end points", schedule, t, *coefficients)
+        require_finite(prediction, "end points", path, t, *coefficients)
         p, q, r, s = (expand_like(c, xt) for c in coefficients)
-        return EndPoints(p * prediction + q * xt, r * prediction + s * xt)
-    if predicts == "data":
-        require_finite(predicts, "noise", schedule, t, 1 / std)
-        return EndPoints(
-            prediction, (xt - expand_like(alpha, xt) * prediction) / expand_like(std, xt)
-        )
-    x0 = prediction if predicts == "noise" else -expand_like(std, xt) * prediction
-    require_finite(predicts, "data point", schedule, t, 1 / alpha)
+        return EndPoints(p * output + q * xt, r * output + s * xt)
+    if prediction == "data":
+        require_finite(prediction, "noise", path, t, 1 / std)
+        return EndPoints(output, (xt - expand_like(alpha, xt) * output) / expand_like(std, xt))
+    x0 = output if prediction == "noise" else -expand_like(std, xt) * output
+    require_finite(prediction, "data point", path, t, 1 / alpha)
     return EndPoints((xt - expand_like(std, xt) * x0) / expand_like(alpha, xt), x0)
 
 
-def domain(predicts: Prediction, schedule: Schedule) -> tuple[float, float]:
-    """Where the velocity of a prediction exists: the schedule's interval, off the ends where (2) divides by zero."""
-    low, high = schedule.interval
+def domain(prediction: Prediction, path: Path) -> tuple[float, float]:
+    """Where the velocity of a prediction exists: the path's range, off the ends where (2) divides by zero.
+
+    Raises:
+        ValueError: a prediction other than the velocity, on a path that is not affine.
+    """
+    low, high = path.t_range
+    if prediction == "velocity":
+        return low, high
+    path = affine(path, f"prediction={prediction!r}")
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    a, b = velocity_coefficients(predicts, schedule, ends)
+    a, b = velocity_coefficients(prediction, path, ends)
     exists = (a.isfinite() & b.isfinite()).tolist()
     return low if exists[0] else max(low, T_EPS), high if exists[1] else min(high, 1 - T_EPS)
 
 
-def require_prediction(prediction: Tensor, xt: Tensor, t: Tensor) -> None:
-    require_like("the prediction", prediction, "xt", xt)
+def affine(path: Path, use: str) -> AffinePath:
+    """A path that is known to have curves.
+
+    Args:
+        use: what asks for them, as the message names it.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not isinstance(path, AffinePath):
+        raise ValueError(
+            f"{use} needs a path with curves alpha and sigma, and {type(path).__name__} has none: predict the "
+            "velocity and sample by an ODE solver, or take an AffinePath such as Linear"
+        )
+    return path
+
+
+def require_prediction(output: Tensor, xt: Tensor, t: Tensor) -> None:
+    require_like("the prediction", output, "xt", xt)
     require_times(t, len(xt))
 
 
 def require_finite(
-    predicts: str, wanted: str, schedule: Schedule, t: Times, *values: Tensor
+    prediction: str, wanted: str, path: AffinePath, t: Times, *values: Tensor
 ) -> None:
     finite = torch.stack([v.isfinite() for v in values]).all(0)
     if not bool(finite.all()):
         where = float(t if t.ndim == 0 else t[~finite][0])
-        low, high = domain(predicts, schedule)  # type: ignore[arg-type]
+        low, high = domain(prediction, path)  # type: ignore[arg-type]
         end = "the data end" if where > 0.5 else "the source end"
         raise ValueError(
-            f"predicts={predicts!r} gives no {wanted} at t={where:g}: {type(schedule).__name__} is singular at {end}. "
+            f"prediction={prediction!r} gives no {wanted} at t={where:g}: {type(path).__name__} is singular at {end}. "
             f"Stay in [{max(low, T_EPS) if math.isclose(where, low) else low:g}, "
             f"{min(high, 1 - T_EPS) if math.isclose(where, high) else high:g}], or predict 'velocity'."
         )

@@ -1,116 +1,20 @@
-r"""The curves of a probability path.
-
-Every path of this library has the form
-
-    x_t = alpha(t) x1 + sigma(t) x0 + gamma(t) eps         (1)
-    u_t = alpha'(t) x1 + sigma'(t) x0 + gamma'(t) eps      (2)
-
-with eps ~ N(0, I) independent of the pair: a path is six curves. For a Gaussian source, x_t given x1
-is N(alpha x1, V I) with V = sigma^2 + gamma^2, and `half_d_variance` = V'/2 = sigma sigma' + gamma gamma'
-is given as one quantity, because at the ends of several paths it is finite while its factors are not.
-
-Time runs from the source at t = 0 to the data at t = 1. A schedule is never clipped. Where E|u_t|^2
-diverges at an end, `interval` names where training and sampling stay, by default 1e-3 away from it.
+r"""The affine paths of the literature, each a pair or triple of curves.
 
 Source: the table of Lipman et al. 2024, arXiv:2412.06264, sec. 4, and the papers named below.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from fmlightning.flow.shapes import Times, require_interval
-
-T_EPS = 1e-3
-"""Distance from a singular end at which training and sampling stop, unless another is asked for."""
-
-
-class Coefficients(NamedTuple):
-    """The six curves at a time."""
-
-    alpha: Tensor
-    sigma: Tensor
-    gamma: Tensor
-    d_alpha: Tensor
-    d_sigma: Tensor
-    d_gamma: Tensor
-
-
-class Schedule(ABC):
-    """The curves of a path: alpha on the data, sigma on the source, gamma on extra noise."""
-
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Where E|u_t|^2 is finite: training times are drawn and solvers run here."""
-
-    @abstractmethod
-    def alpha(self, t: Times) -> Times: ...
-
-    @abstractmethod
-    def sigma(self, t: Times) -> Times: ...
-
-    @abstractmethod
-    def d_alpha(self, t: Times) -> Times: ...
-
-    @abstractmethod
-    def d_sigma(self, t: Times) -> Times: ...
-
-    def gamma(self, t: Times) -> Times:
-        return torch.zeros_like(t)
-
-    def d_gamma(self, t: Times) -> Times:
-        return torch.zeros_like(t)
-
-    def half_d_variance(self, t: Times) -> Times:
-        """sigma sigma' + gamma gamma', finite where the curves allow it."""
-        return self.sigma(t) * self.d_sigma(t) + self.gamma(t) * self.d_gamma(t)
-
-    def variance(self, t: Times) -> Times:
-        """V = sigma^2 + gamma^2, the variance of x_t given x1 for a standard normal source."""
-        return self.sigma(t) ** 2 + self.gamma(t) ** 2
-
-    def std(self, t: Times) -> Times:
-        """sqrt(V)."""
-        return self.sigma(t) if not self.stochastic else self.variance(t).sqrt()
-
-    def d_std(self, t: Times) -> Times:
-        """Derivative of `std`; infinite at the singular end of a path."""
-        return self.d_sigma(t) if not self.stochastic else self.half_d_variance(t) / self.std(t)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the path adds noise of its own, gamma > 0."""
-        return type(self).gamma is not Schedule.gamma
-
-    def input_scale(self, t: Times) -> Times | None:
-        """What multiplies x_t before a network sees it; None leaves it as it is."""
-        return None
-
-    def __call__(self, t: Times) -> Coefficients:
-        return Coefficients(
-            self.alpha(t),
-            self.sigma(t),
-            self.gamma(t),
-            self.d_alpha(t),
-            self.d_sigma(t),
-            self.d_gamma(t),
-        )
-
-    def alpha_over_sigma(self, t: Times) -> Times:
-        """Signal-to-noise ratio alpha / sqrt(V), not squared; infinite where the noise is gone."""
-        return self.alpha(t) / self.std(t)
-
-    def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
-        """The time at which `alpha_over_sigma` reaches a value; a value that no time reaches gives the nearest end."""
-        return bisect(self.alpha_over_sigma, ratio)
+from fmlightning.flow.paths.affine import AffinePath, Curve, derivative
+from fmlightning.flow.paths.path import T_EPS
+from fmlightning.flow.shapes import Times, require_t_range
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Linear(AffinePath):
     """Conditional optimal transport: alpha = t, sigma = 1 - (1 - sigma_min) t.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, eqs. 20-23; `sigma_min = 0` is rectified flow
@@ -143,21 +47,23 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True)
-class IndependentCFM(Schedule):
-    """The path of independent CFM: a straight line in constant noise, alpha = t, sigma = 1 - t, gamma = s.
+class IndependentCFM(AffinePath):
+    """The path of independent CFM, a straight line in constant noise: alpha = t, sigma = 1 - t, gamma = noise_std = s.
 
     Both ends are blurred by s: it starts from p0 * N(0, s^2 I) and ends at q * N(0, s^2 I).
     Source: Tong et al. 2024, arXiv:2302.00482, sec. 3.2.
 
     Args:
-        s: standard deviation of the added noise, positive.
+        noise_std: standard deviation of the added noise, positive.
     """
 
-    s: float = 0.1
+    noise_std: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.s > 0:
-            raise ValueError(f"s={self.s} must be positive; without noise use Linear")
+        if not self.noise_std > 0:
+            raise ValueError(
+                f"noise_std={self.noise_std} must be positive; without noise use Linear"
+            )
 
     def alpha(self, t: Times) -> Times:
         return t
@@ -166,7 +72,7 @@ class IndependentCFM(Schedule):
         return 1 - t
 
     def gamma(self, t: Times) -> Times:
-        return torch.full_like(t, self.s)
+        return torch.full_like(t, self.noise_std)
 
     def d_alpha(self, t: Times) -> Times:
         return torch.ones_like(t)
@@ -175,33 +81,35 @@ class IndependentCFM(Schedule):
         return torch.full_like(t, -1.0)
 
     def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
-        s2 = self.s**2
+        s2 = self.noise_std**2
         return (1 + s2) / (1 + ((1 + s2) / ratio**2 - s2).clamp(min=s2**2).sqrt())
 
 
 @dataclass(frozen=True)
-class SchrodingerBridge(Schedule):
-    """Brownian bridges between the pair: alpha = t, sigma = 1 - t, gamma = s sqrt(t (1 - t)).
+class SchrodingerBridge(AffinePath):
+    """Brownian bridges between the pair: alpha = t, sigma = 1 - t, gamma = s sqrt(t (1 - t)), s = noise_std.
 
     With the entropic coupling of weight 2 s^2 this is the Schroedinger bridge.
     Source: Tong et al. 2024, arXiv:2302.00482, sec. 3.2.
 
     Args:
-        s: diffusion of the bridge, positive.
-        margin: distance kept from both ends, where E|u_t|^2 diverges.
+        noise_std: diffusion of the bridge, positive.
+        t_eps: distance kept from both ends, where E|u_t|^2 diverges.
     """
 
-    s: float = 1.0
-    margin: float = T_EPS
+    noise_std: float = 1.0
+    t_eps: float = T_EPS
 
     def __post_init__(self) -> None:
-        if not self.s > 0:
-            raise ValueError(f"s={self.s} must be positive; without noise use Linear")
-        check_t_eps(self.margin)
+        if not self.noise_std > 0:
+            raise ValueError(
+                f"noise_std={self.noise_std} must be positive; without noise use Linear"
+            )
+        check_t_eps(self.t_eps)
 
     @property
-    def interval(self) -> tuple[float, float]:  # type: ignore[override]
-        return self.margin, 1 - self.margin
+    def t_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.t_eps, 1 - self.t_eps
 
     def alpha(self, t: Times) -> Times:
         return t
@@ -210,7 +118,7 @@ class SchrodingerBridge(Schedule):
         return 1 - t
 
     def gamma(self, t: Times) -> Times:
-        return self.s * (t * (1 - t)).sqrt()
+        return self.noise_std * (t * (1 - t)).sqrt()
 
     def d_alpha(self, t: Times) -> Times:
         return torch.ones_like(t)
@@ -219,18 +127,18 @@ class SchrodingerBridge(Schedule):
         return torch.full_like(t, -1.0)
 
     def d_gamma(self, t: Times) -> Times:
-        return self.s * (1 - 2 * t) / (2 * (t * (1 - t)).sqrt())
+        return self.noise_std * (1 - 2 * t) / (2 * (t * (1 - t)).sqrt())
 
     def half_d_variance(self, t: Times) -> Times:
-        return t - 1 + self.s**2 * (1 - 2 * t) / 2
+        return t - 1 + self.noise_std**2 * (1 - 2 * t) / 2
 
     def alpha_over_sigma_inverse(self, ratio: Times) -> Times:
-        s2 = self.s**2
+        s2 = self.noise_std**2
         return 2 / (2 - s2 + (s2**2 + 4 / ratio**2).sqrt())
 
 
 @dataclass(frozen=True)
-class VariancePreserving(Schedule):
+class VariancePreserving(AffinePath):
     """The diffusion path alpha^2 + sigma^2 = 1 with a linear noise rate.
 
         alpha = exp(-T(1 - t) / 2),  sigma = sqrt(1 - alpha^2),  T(s) = beta_min s + (beta_max - beta_min) s^2 / 2
@@ -241,23 +149,23 @@ class VariancePreserving(Schedule):
     Args:
         beta_min: noise rate at the data end, non-negative.
         beta_max: noise rate at the source end.
-        margin: distance kept from t = 1, where E|u_t|^2 diverges.
+        t_eps: distance kept from t = 1, where E|u_t|^2 diverges.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    margin: float = T_EPS
+    t_eps: float = T_EPS
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta_min < self.beta_max:
             raise ValueError(
                 f"beta_min={self.beta_min} and beta_max={self.beta_max} must satisfy 0 <= beta_min < beta_max"
             )
-        check_t_eps(self.margin)
+        check_t_eps(self.t_eps)
 
     @property
-    def interval(self) -> tuple[float, float]:  # type: ignore[override]
-        return 0.0, 1 - self.margin
+    def t_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return 0.0, 1 - self.t_eps
 
     def integrated_rate(self, t: Times) -> Times:
         s = 1 - t
@@ -287,7 +195,7 @@ class VariancePreserving(Schedule):
 
 
 @dataclass(frozen=True)
-class VarianceExploding(Schedule):
+class VarianceExploding(AffinePath):
     """The diffusion path that adds noise to unscaled data: alpha = 1.
 
         sigma = sigma_min sqrt((sigma_max / sigma_min)^(2 (1 - t)) - 1)
@@ -300,23 +208,23 @@ class VarianceExploding(Schedule):
     Args:
         sigma_min: noise scale at the data end.
         sigma_max: noise scale at the source end.
-        margin: distance kept from t = 1, where E|u_t|^2 diverges.
+        t_eps: distance kept from t = 1, where E|u_t|^2 diverges.
     """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    margin: float = T_EPS
+    t_eps: float = T_EPS
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must satisfy 0 < sigma_min < sigma_max"
             )
-        check_t_eps(self.margin)
+        check_t_eps(self.t_eps)
 
     @property
-    def interval(self) -> tuple[float, float]:  # type: ignore[override]
-        return 0.0, 1 - self.margin
+    def t_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return 0.0, 1 - self.t_eps
 
     @property
     def log_ratio(self) -> float:
@@ -345,7 +253,7 @@ class VarianceExploding(Schedule):
 
 
 @dataclass(frozen=True)
-class Trigonometric(Schedule):
+class Trigonometric(AffinePath):
     """The cosine, or generalised variance preserving, path: alpha = sin(pi t / 2), sigma = cos(pi t / 2).
 
     Source: Albergo and Vanden-Eijnden 2023, arXiv:2209.15571; SiT, arXiv:2401.08740.
@@ -369,7 +277,7 @@ class Trigonometric(Schedule):
 
 
 @dataclass(frozen=True)
-class Polynomial(Schedule):
+class Polynomial(AffinePath):
     """alpha = t^n, sigma = 1 - t^n.
 
     Source: Lipman et al. 2024, arXiv:2412.06264, sec. 4.
@@ -401,23 +309,23 @@ class Polynomial(Schedule):
 
 
 @dataclass(frozen=True)
-class LinearVP(Schedule):
+class LinearVP(AffinePath):
     """Linear in the data, variance preserving: alpha = t, sigma = sqrt(1 - t^2).
 
     Source: Lipman et al. 2024, arXiv:2412.06264, sec. 4.
 
     Args:
-        margin: distance kept from t = 1, where E|u_t|^2 diverges.
+        t_eps: distance kept from t = 1, where E|u_t|^2 diverges.
     """
 
-    margin: float = T_EPS
+    t_eps: float = T_EPS
 
     def __post_init__(self) -> None:
-        check_t_eps(self.margin)
+        check_t_eps(self.t_eps)
 
     @property
-    def interval(self) -> tuple[float, float]:  # type: ignore[override]
-        return 0.0, 1 - self.margin
+    def t_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return 0.0, 1 - self.t_eps
 
     def alpha(self, t: Times) -> Times:
         return t
@@ -438,10 +346,7 @@ class LinearVP(Schedule):
         return (1 + ratio**-2) ** -0.5
 
 
-Curve = Callable[[Tensor], Tensor]
-
-
-class Curves(Schedule):
+class Curves(AffinePath):
     """A path of one's own: two callables of t, differentiated by forward-mode autodiff.
 
         Curves(lambda t: t**2, lambda t: (1 - t) ** 2)
@@ -450,7 +355,7 @@ class Curves(Schedule):
         alpha: scale of the data; alpha(0) = 0 and alpha(1) = 1.
         sigma: scale of the source; sigma(0) = 1 and sigma(1) = 0, or small. Written so that it stays exact
             near its ends: (1 - t) * (1 + t) rather than 1 - t**2.
-        interval: where training and sampling stay, narrower than [0, 1] if a derivative diverges at an end.
+        t_range: where training and sampling stay, narrower than [0, 1] if a derivative diverges at an end.
         end_tolerance: how far from those values the ends may be, 1e-2 by default: that admits a `sigma_min`
             and the floor of a diffusion path, and refuses curves that are swapped.
 
@@ -464,12 +369,12 @@ class Curves(Schedule):
         alpha: Curve,
         sigma: Curve,
         *,
-        interval: tuple[float, float] = (0.0, 1.0),
+        t_range: tuple[float, float] = (0.0, 1.0),
         end_tolerance: float = 1e-2,
     ) -> None:
         self.curves = {"alpha": alpha, "sigma": sigma}
-        self.interval = interval
-        require_interval(interval)
+        self.t_range = t_range
+        require_t_range(t_range)
         for name, ends in (("alpha", (0.0, 1.0)), ("sigma", (1.0, 0.0))):
             for t, expected in zip((0.0, 1.0), ends, strict=True):
                 value = float(self.curves[name](torch.tensor(t, dtype=torch.float64)))
@@ -481,7 +386,7 @@ class Curves(Schedule):
         require_rise(self)
 
     def __repr__(self) -> str:
-        return f"Curves(interval={self.interval})"
+        return f"Curves(t_range={self.t_range})"
 
     def alpha(self, t: Times) -> Times:
         return self.curves["alpha"](t)
@@ -496,11 +401,11 @@ class Curves(Schedule):
         return derivative(self.curves["sigma"], t)
 
 
-def require_rise(schedule: Schedule, count: int = 1000) -> None:
+def require_rise(path: AffinePath, count: int = 1000) -> None:
     """Refuse a signal-to-noise ratio that falls: one ratio would be two times, and more data less."""
     t = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     # an angle rather than the ratio, which is infinite at the end
-    angle = torch.atan2(schedule.alpha(t).expand_as(t), schedule.sigma(t).expand_as(t))
+    angle = torch.atan2(path.alpha(t).expand_as(t), path.sigma(t).expand_as(t))
     falls = ~(angle.diff() >= -1e-9)  # rounding, or nan
     if bool(falls.any()):
         k = int(falls.nonzero()[0])
@@ -510,24 +415,6 @@ def require_rise(schedule: Schedule, count: int = 1000) -> None:
         )
 
 
-def derivative(curve: Curve, t: Times) -> Tensor:
-    """The derivative of a curve at each time, by forward-mode autodiff."""
-    t = t.contiguous()  # an expanded time is one number in memory, which jvp refuses
-    return torch.func.jvp(curve, (t,), (torch.ones_like(t),))[1]
-
-
-def bisect(curve: Curve, value: Tensor) -> Tensor:
-    """Where in [0, 1] an increasing curve reaches a value, in float64; the nearest end if it does not."""
-    target = value.double()
-    low, high = torch.zeros_like(target), torch.ones_like(target)
-    beyond = target <= curve(low)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = curve(middle) < target
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return torch.where(beyond, 0.0, (low + high) / 2).to(value.dtype)
-
-
-def check_t_eps(margin: float) -> None:
-    if not 0 < margin < 0.5:
-        raise ValueError(f"margin={margin} must lie in (0, 0.5): the path is singular at its end")
+def check_t_eps(t_eps: float) -> None:
+    if not 0 < t_eps < 0.5:
+        raise ValueError(f"t_eps={t_eps} must lie in (0, 0.5): the path is singular at its end")

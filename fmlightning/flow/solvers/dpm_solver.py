@@ -29,9 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmlightning.flow.models import at
-from fmlightning.flow.paths.schedules import Schedule
-from fmlightning.flow.shapes import Field
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.shapes import Field, at
 from fmlightning.flow.solvers.runge_kutta import Step
 
 
@@ -56,13 +55,13 @@ class DPMSolver2M:
 
     lower_order_final: bool = False
 
-    def stepper(self, field: Field, schedule: Schedule, grid: Sequence[float]) -> Step:
+    def stepper(self, field: Field, path: AffinePath, grid: Sequence[float]) -> Step:
         """Steps along a grid; each is taken once, in its order.
 
         Raises:
             ValueError: the ratio alpha / sigma does not rise, or the grid starts where no noise is left.
         """
-        places = dict(zip(grid, places_on(schedule, grid), strict=True))
+        places = dict(zip(grid, places_on(path, grid), strict=True))
         before: list[tuple[float, Tensor]] = []
 
         def step(x: Tensor, t0: float, t1: float) -> Tensor:
@@ -92,18 +91,17 @@ class DPMSolver2M:
         return num_steps
 
 
-def places_on(schedule: Schedule, grid: Sequence[float]) -> list[GridPoint]:
+def places_on(path: AffinePath, grid: Sequence[float]) -> list[GridPoint]:
     """The places of all times of a grid, in float64."""
     t = torch.tensor(grid, dtype=torch.float64)
     alpha, sigma, d_alpha, d_sigma = (
-        curve(t).expand_as(t)
-        for curve in (schedule.alpha, schedule.std, schedule.d_alpha, schedule.d_std)
+        curve(t).expand_as(t) for curve in (path.alpha, path.std, path.d_alpha, path.d_std)
     )
     log_snr = (alpha / sigma).log()
-    require_rise(schedule, grid, log_snr if grid[0] < grid[-1] else log_snr.flip(0))
+    require_rise(path, grid, log_snr if grid[0] < grid[-1] else log_snr.flip(0))
     if not float(sigma[0]) > 0:
         raise ValueError(
-            f"method='dpmpp_2m' cannot start at t={grid[0]:g}, where {schedule} has no noise left to tell points "
+            f"method='dpmpp_2m' cannot start at t={grid[0]:g}, where {path} has no noise left to tell points "
             "apart: start before it, or take heun2 or dopri5"
         )
     d = d_alpha * sigma - alpha * d_sigma
@@ -111,10 +109,10 @@ def places_on(schedule: Schedule, grid: Sequence[float]) -> list[GridPoint]:
     return [GridPoint(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
-def require_rise(schedule: Schedule, grid: Sequence[float], log_snr: Tensor) -> None:
+def require_rise(path: AffinePath, grid: Sequence[float], log_snr: Tensor) -> None:
     """Refuse a ratio that stands still or falls: no step of (2) has its length there."""
     if not bool((log_snr.diff() > 0).all()):
         raise ValueError(
-            f"method='dpmpp_2m' needs a ratio alpha / sigma that rises, and that of {schedule} does not on the grid "
+            f"method='dpmpp_2m' needs a ratio alpha / sigma that rises, and that of {path} does not on the grid "
             f"from t={grid[0]:g} to {grid[-1]:g}: take heun2 or dopri5"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.solvers.time_grids import TimeGrid
 
 
@@ -30,32 +30,32 @@ class LogSNRGrid(TimeGrid):
             raise ValueError(f"end_step={self.end_step} must lie in (0, 1]")
 
     def warp(self, s: Tensor) -> Tensor:
-        raise ValueError("LogSNRGrid depends on the path: call points(..., schedule=...)")
+        raise ValueError("LogSNRGrid depends on the path: call points(..., path=...)")
 
     def points(
-        self, num_steps: int, t0: float, t1: float, schedule: Schedule | None = None
+        self, num_steps: int, t0: float, t1: float, path: AffinePath | None = None
     ) -> Tensor:
         """`num_steps + 1` times from t0 to t1 in float64, in either direction.
 
         Raises:
             ValueError: no schedule.
         """
-        if schedule is None:
+        if path is None:
             raise ValueError(
-                "grid=LogSNRGrid takes its steps from a path, and was given a field without one: pass schedule=... "
+                "grid=LogSNRGrid takes its steps from a path, and was given a field without one: pass path=... "
                 "with it, or take UniformGrid"
             )
         low, high = min(t0, t1), max(t0, t1)
         ends = torch.tensor([low, high], dtype=torch.float64)
-        infinite = schedule.alpha_over_sigma(ends).log().isinf()
+        infinite = path.alpha_over_sigma(ends).log().isinf()
         away = (
             torch.tensor([1.0, -1.0], dtype=torch.float64)
             * self.end_step
             * (high - low)
             / num_steps
         )
-        first, last = schedule.alpha_over_sigma(ends + away * infinite).log().tolist()
-        inside = schedule.alpha_over_sigma_inverse(
+        first, last = path.alpha_over_sigma(ends + away * infinite).log().tolist()
+        inside = path.alpha_over_sigma_inverse(
             equal_steps(first, last, num_steps + 1 - int(infinite.sum())).exp()
         )
         grid = torch.cat((ends[:1][infinite[:1]], inside, ends[1:][infinite[1:]]))

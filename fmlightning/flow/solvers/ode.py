@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fmlightning.flow.models import TrainedField
-from fmlightning.flow.paths.schedules import Schedule
-from fmlightning.flow.shapes import Field, Points, require_time
+from fmlightning.flow.keys import KeyedStreams
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.shapes import Field, Labels, Points, require_time
 from fmlightning.flow.solvers.counted import NFECounter as NFECounter
 from fmlightning.flow.solvers.counted import TorchdiffeqField
 from fmlightning.flow.solvers.dpm_solver import DPMSolver2M
@@ -37,6 +37,7 @@ from fmlightning.flow.solvers.runge_kutta import METHODS, Step, walk
 from fmlightning.flow.solvers.solution import Mask
 from fmlightning.flow.solvers.solution import Solution as Solution
 from fmlightning.flow.solvers.solution import SolverError as SolverError
+from fmlightning.flow.solvers.solver import Solver, TrainedField, ends, finish, path_start
 from fmlightning.flow.solvers.time_grids import TimeGrid, UniformGrid
 
 FixedMethod = Literal[
@@ -61,7 +62,7 @@ ADAPTIVE: tuple[str, ...] = get_args(AdaptiveMethod)
 
 
 @dataclass(frozen=True)
-class ODESolver:
+class ODESolver(Solver):
     """An ODE method and its settings.
 
     Args:
@@ -107,13 +108,15 @@ class ODESolver:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
     @property
+    def name(self) -> str:
+        return self.method
+
+    @property
     def fixed(self) -> bool:
-        """Whether the steps are set beforehand."""
         return self.method in FIXED
 
     @property
     def evaluations(self) -> int | None:
-        """The NFE where it is known beforehand; None for methods that only counting tells."""
         method = self.exponential or METHODS.get(self.method)
         return method.evaluations(self.num_steps) if method else None
 
@@ -128,6 +131,24 @@ class ODESolver:
             return replace(self, num_steps=2 * self.num_steps)
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
+    def sample(
+        self,
+        model: TrainedField,
+        x0: Points,
+        *,
+        y: Labels | None = None,
+        t0: float | None = None,
+        t1: float | None = None,
+        save_at: int | Sequence[float] = 0,
+        noise: Points | None = None,
+        streams: KeyedStreams | None = None,
+    ) -> Solution:
+        """Carry source points to the data along the flow; `streams` are not used."""
+        start, end = ends(model, t0, t1)
+        x = path_start(model, x0, start, noise)
+        solution = self.solve(model.given(y), x, start, end, save_at, path=model.path)
+        return finish(model, solution, end, y)
+
     def solve(
         self,
         field: Field,
@@ -136,7 +157,7 @@ class ODESolver:
         t1: float = 1.0,
         save_at: int | Sequence[float] = 0,
         inner: Field | None = None,
-        schedule: Schedule | None = None,
+        path: AffinePath | None = None,
     ) -> Solution:
         """Integrate a field from (x, t0) to t1.
 
@@ -149,7 +170,7 @@ class ODESolver:
                 themselves. A fixed-step method interpolates linearly between its steps.
             inner: what to call instead at the stages whose slope does not enter the step, as the first of
                 midpoint; for fields with parts that only the result needs. Adaptive methods ignore it.
-            schedule: the curves of the field's path, for dpmpp_2m and LogSNRGrid, which need them; taken from a field
+            path: the curves of the field's path, for dpmpp_2m and LogSNRGrid, which need them; taken from a field
                 that has them.
 
         Raises:
@@ -162,9 +183,9 @@ class ODESolver:
             raise ValueError(f"the interval from t0={t0:g} to t1={t1:g} is empty")
         times = saved_times(save_at, t0, t1)
         if self.evaluations:
-            schedule = schedule or getattr(field, "schedule", None)
-            grid = self.grid.points(self.num_steps, t0, t1, schedule).tolist()
-            return self.walk(field, inner, x, grid, times, schedule)
+            path = path or getattr(field, "path", None)
+            grid = self.grid.points(self.num_steps, t0, t1, path).tolist()
+            return self.walk(field, inner, x, grid, times, path)
         try:
             return self.drive(field, x, t0, t1, times)
         except SolverError as error:
@@ -192,27 +213,27 @@ class ODESolver:
         x: Points,
         grid: list[float],
         times: Tensor,
-        schedule: Schedule | None,
+        path: AffinePath | None,
     ) -> Solution:
         """By steps of our own."""
         counted = NFECounter(field)
         counted_inner = counted if inner is None else NFECounter(inner)
-        walked = walk(self.stepper(counted, counted_inner, grid, schedule), x, grid, times.tolist())
+        walked = walk(self.stepper(counted, counted_inner, grid, path), x, grid, times.tolist())
         nfe = counted.nfe + (0 if inner is None else counted_inner.nfe)
         end = self.checked(walked.x, walked.lost_at, nfe)
         return Solution(end, nfe, times.to(x.device), walked.states)
 
     def stepper(
-        self, field: NFECounter, inner: NFECounter, grid: list[float], schedule: Schedule | None
+        self, field: NFECounter, inner: NFECounter, grid: list[float], path: AffinePath | None
     ) -> Step:
         if self.exponential is None:
             return METHODS[self.method].stepper(field, inner)
-        if schedule is None or inner is not field:
+        if path is None or inner is not field:
             raise ValueError(
                 "method='dpmpp_2m' integrates the states of a path, and was given a field without one: pass "
                 "schedule=... with it; a likelihood takes heun2 or dopri5"
             )
-        return self.exponential.stepper(field, schedule, grid)
+        return self.exponential.stepper(field, path, grid)
 
     def drive(
         self,

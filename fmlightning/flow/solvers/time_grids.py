@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fmlightning.flow.objectives.time_samplers import require_positive
-from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.shapes import require_positive
 
 
 class TimeGrid(ABC):
@@ -19,14 +19,14 @@ class TimeGrid(ABC):
         """Increasing, with warp(0) = 0 and warp(1) = 1."""
 
     def points(
-        self, num_steps: int, t0: float, t1: float, schedule: Schedule | None = None
+        self, num_steps: int, t0: float, t1: float, path: AffinePath | None = None
     ) -> Tensor:
         """`num_steps + 1` times from t0 to t1 in float64, in either direction.
 
         The warp belongs to the direction from noise to data, whichever way the grid runs.
 
         Args:
-            schedule: the curves of the path, for grids that depend on it; this one does not.
+            path: the curves of the path, for grids that depend on it; this one does not.
         """
         s = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
         low, high = min(t0, t1), max(t0, t1)

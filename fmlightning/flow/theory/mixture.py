@@ -32,8 +32,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fmlightning.flow.objectives.cfm import mean_square
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import T_EPS
 from fmlightning.flow.paths.predictions import Prediction, check
-from fmlightning.flow.paths.schedules import T_EPS, Schedule
 from fmlightning.flow.shapes import (
     Field,
     Labels,
@@ -45,7 +46,7 @@ from fmlightning.flow.shapes import (
     require_time,
     require_times,
 )
-from fmlightning.flow.sources import Source
+from fmlightning.flow.sources import Gaussian, Source
 from fmlightning.flow.toys import EightGaussians
 
 CHUNK = 2**18
@@ -68,7 +69,7 @@ class GaussianMixture(Source):
         ValueError: shapes that do not match, weights that do not sum to one, negative stds.
     """
 
-    uniforms = 1
+    num_uniforms = 1
 
     def __init__(
         self,
@@ -166,9 +167,9 @@ class GaussianMixture(Source):
         difference = x.flatten(1)[:, :, None] - law.columns()
         return log_joint(law.weights, difference, law.stds.square()).logsumexp(1)
 
-    def along(self, schedule: Schedule) -> "MixturePath":
+    def along(self, path: AffinePath) -> "MixturePath":
         """The path from noise to this law."""
-        return MixturePath(self, schedule)
+        return MixturePath(self, path)
 
 
 class ComponentTerms(NamedTuple):
@@ -216,28 +217,31 @@ class MixturePath:
     """
 
     mixture: GaussianMixture
-    schedule: Schedule
+    path: AffinePath
+
+    source = Gaussian()
+    independent = True
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def t_range(self) -> tuple[float, float]:
         """Where the velocity exists and the theorems hold: the schedule's, short of t = 1 if p_1 has no density."""
-        low, high = self.schedule.interval
+        low, high = self.path.t_range
         one = torch.ones((), dtype=torch.float64)
-        blurred = bool(self.schedule.variance(one) > 0) or bool((self.mixture.stds > 0).all())
+        blurred = bool(self.path.variance(one) > 0) or bool((self.mixture.stds > 0).all())
         return low, high if blurred else min(high, 1 - T_EPS)
 
     def law(self, t: float) -> GaussianMixture:
         """The law of x_t: the true start at t = 0, the blurred target at t = 1."""
         require_time("t", t)
         law, time = self.mixture, torch.tensor(t, dtype=torch.float64)
-        alpha, variance = self.schedule.alpha(time), self.schedule.variance(time)
+        alpha, variance = self.path.alpha(time), self.path.variance(time)
         stds = ((alpha * law.stds.double()).square() + variance).sqrt()
         return GaussianMixture(normalised(law.weights), alpha * law.means.double(), stds)
 
     def start(self, t: float = 0.0) -> GaussianMixture:
         """Where sampling starts: the law of sigma x0 + gamma eps, the path without its data."""
         require_time("t", t)
-        std = self.schedule.std(torch.tensor(t, dtype=torch.float64))
+        std = self.path.std(torch.tensor(t, dtype=torch.float64))
         zero = torch.zeros_like(self.mixture.means[:1], dtype=torch.float64)
         return GaussianMixture([1.0], zero, std)
 
@@ -269,7 +273,7 @@ class MixturePath:
         """E[(x_t - alpha x1) / std | x_t = x], (6): the expected source point where gamma = 0."""
 
         def values(seen: ComponentTerms, t: Times) -> Tensor:
-            return -column(self.schedule.std(t)) * mean(seen.r, seen.b())
+            return -column(self.path.std(t)) * mean(seen.r, seen.b())
 
         return self.per_point(x, t, values).reshape(x.shape)
 
@@ -278,10 +282,10 @@ class MixturePath:
         check_unlabelled(y)
         return self
 
-    def prediction(self, predicts: Prediction, x: Points, t: Times) -> Points:
+    def exact_prediction(self, prediction: Prediction, x: Points, t: Times) -> Points:
         """What a perfect network predicts."""
-        check(predicts)
-        return getattr(self, predicts)(x, t)
+        check(prediction)
+        return getattr(self, prediction)(x, t)
 
     def divergence(self, x: Points, t: Times) -> PerSample:
         """div u_t(x), (5)."""
@@ -294,64 +298,64 @@ class MixturePath:
 
         return self.per_point(x, t, values)
 
-    def spread(self, x: Points, t: Times, predicts: Prediction = "velocity") -> PerSample:
+    def spread(self, x: Points, t: Times, prediction: Prediction = "velocity") -> PerSample:
         """tr Cov[target | x_t = x], (7), divided by the dimension as the losses are.
 
         Its mean over the path is C, the least conditional loss any network can reach:
         mean(cfm_loss) - mean(spread) estimates the true error without bias. Infinite where E|u_t|^2 is.
         """
-        check(predicts)
+        check(prediction)
 
         def values(seen: ComponentTerms, t: Times) -> Tensor:
-            velocity, r = predicts == "velocity", seen.r
+            velocity, r = prediction == "velocity", seen.r
             left = self.left_velocity(seen, t) if velocity else self.left_data(seen, t)
             means = self.a(seen, t) if velocity else seen.x1()
             total = (r * (left + deviation(r, means).square().mean(1))).sum(1)
-            return total * self.gain(predicts, t) ** 2
+            return total * self.gain(prediction, t) ** 2
 
         return self.per_point(x, t, values)
 
     def fm_loss(
-        self, field: Field, x: Points, t: Times, predicts: Prediction = "velocity"
+        self, field: Field, x: Points, t: Times, prediction: Prediction = "velocity"
     ) -> PerSample:
         """|prediction - truth|^2 / D of each sample: the flow matching loss itself.
 
         Args:
             field: `(x, t) -> prediction`.
-            predicts: what it predicts; `velocity` for every field.
+            prediction: what it predicts; `velocity` for every field.
         """
         found = field(x, t)
         require_like("the prediction", found, "x", x)
-        return mean_square(found - self.prediction(predicts, x, t))
+        return mean_square(found - self.exact_prediction(prediction, x, t))
 
     def slope(self, seen: ComponentTerms, t: Times) -> Tensor:
         """B_k / V_k, (B, K)."""
-        s = self.schedule
+        s = self.path
         d_alpha, half_d_variance = column(s.d_alpha(t)), column(s.half_d_variance(t))
         return (seen.alpha * d_alpha * seen.s2 + half_d_variance) / seen.variance
 
     def a(self, seen: ComponentTerms, t: Times) -> Tensor:
         """The velocity of each component, (B, D, K)."""
-        d_alpha = column(self.schedule.d_alpha(t))[:, None]
+        d_alpha = column(self.path.d_alpha(t))[:, None]
         return d_alpha * seen.means + self.slope(seen, t)[:, None] * seen.difference
 
     def left_velocity(self, seen: ComponentTerms, t: Times) -> Tensor:
         """c_k of (7)."""
-        alpha, sigma, gamma, d_alpha, d_sigma, d_gamma = map(column, self.schedule(t))
+        alpha, sigma, gamma, d_alpha, d_sigma, d_gamma = map(column, self.path(t))
         turns = (d_alpha * sigma - alpha * d_sigma) ** 2 + (d_alpha * gamma - alpha * d_gamma) ** 2
         noise = (sigma * d_gamma - d_sigma * gamma) ** 2
         return (seen.s2 * turns + noise) / seen.variance
 
     def left_data(self, seen: ComponentTerms, t: Times) -> Tensor:
         """The variance of x1 given x and k, per dimension."""
-        return seen.s2 * column(self.schedule.variance(t)) / seen.variance
+        return seen.s2 * column(self.path.variance(t)) / seen.variance
 
-    def gain(self, predicts: Prediction, t: Times) -> Tensor:
+    def gain(self, prediction: Prediction, t: Times) -> Tensor:
         """How far the target moves with the data point, for a given x."""
-        if predicts in ("velocity", "data"):
+        if prediction in ("velocity", "data"):
             return torch.ones_like(t)
-        power = 1 if predicts == "noise" else 2
-        return self.schedule.alpha(t) / self.schedule.std(t) ** power
+        power = 1 if prediction == "noise" else 2
+        return self.path.alpha(t) / self.path.std(t) ** power
 
     def per_point(
         self, x: Points, t: Times, values: Callable[[ComponentTerms, Tensor], Tensor]
@@ -368,13 +372,13 @@ class MixturePath:
         return torch.cat([values(self.see(x, t, law), t) for x, t in chunks])
 
     def see(self, x: Points, t: Times, law: GaussianMixture) -> ComponentTerms:
-        alpha = column(self.schedule.alpha(t))
+        alpha = column(self.path.alpha(t))
         means, s2 = law.columns(), law.stds.square()
-        variance = alpha**2 * s2 + column(self.schedule.variance(t))
+        variance = alpha**2 * s2 + column(self.path.variance(t))
         if x.device.type == "cpu" and not bool((variance > 0).all()):
             raise ValueError(
-                f"p_t has no density at t={float(t.max()):g}: {type(self.schedule).__name__} leaves no noise "
-                "around the points of a finite data set there. Stay inside `interval`, or pass stds > 0."
+                f"p_t has no density at t={float(t.max()):g}: {type(self.path).__name__} leaves no noise "
+                "around the points of a finite data set there. Stay inside `t_range`, or pass stds > 0."
             )
         difference = x.flatten(1)[:, :, None] - alpha[:, None] * means
         joint = log_joint(law.weights, difference, variance)
@@ -389,20 +393,20 @@ class OracleNetwork(nn.Module):
 
     Args:
         path: the path whose answer it gives.
-        predicts: what to answer with.
+        prediction: what to answer with.
     """
 
-    def __init__(self, path: MixturePath, predicts: Prediction = "velocity") -> None:
+    def __init__(self, path: MixturePath, prediction: Prediction = "velocity") -> None:
         super().__init__()
-        check(predicts)
+        check(prediction)
         self.path = path
-        self.predicts: Prediction = predicts
+        self.prediction: Prediction = prediction
 
     def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         check_unlabelled(y)
-        scale = self.path.schedule.input_scale(t)
+        scale = self.path.path.input_scale(t)
         x = x if scale is None else x / expand_like(scale, x)
-        return self.path.prediction(self.predicts, x, t)
+        return self.path.exact_prediction(self.prediction, x, t)
 
 
 def numbers(values: Any) -> Tensor:

@@ -29,7 +29,8 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import log_prob
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.cfm import cfm_loss
-from fmlightning.flow.paths.affine import AffinePath, PathSample
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.path import PathSample
 from fmlightning.flow.paths.predictions import PREDICTIONS, Prediction
 from fmlightning.flow.paths.schedules import (
     Curves,
@@ -37,7 +38,6 @@ from fmlightning.flow.paths.schedules import (
     Linear,
     LinearVP,
     Polynomial,
-    Schedule,
     SchrodingerBridge,
     Trigonometric,
     VarianceExploding,
@@ -68,7 +68,7 @@ POINTS = GaussianMixture(
 )
 
 
-SCHEDULES: tuple[Schedule, ...] = (
+SCHEDULES: tuple[AffinePath, ...] = (
     Linear(),
     Linear(sigma_min=0.1),
     IndependentCFM(),
@@ -89,19 +89,19 @@ class Row(NamedTuple):
     """One theorem on one path: what was measured and what it may be."""
 
     name: str
-    schedule: str
+    path: str
     value: float
     tolerance: float
     passed: bool
     relation: str = "<="
 
 
-def at_most(name: str, schedule: Schedule, value: Tensor, tolerance: float) -> Row:
+def at_most(name: str, schedule: AffinePath, value: Tensor, tolerance: float) -> Row:
     measured = float(value)  # nan fails
     return Row(name, label(schedule), measured, tolerance, measured <= tolerance)
 
 
-def label(schedule: Schedule) -> str:
+def label(schedule: AffinePath) -> str:
     """The name of a path, its settings that are not the default, and its interval."""
     name = type(schedule).__name__
     if dataclasses.is_dataclass(schedule):
@@ -110,17 +110,17 @@ def label(schedule: Schedule) -> str:
         ]
         changed = [f"{key}={value}" for key, value, default in settings if value != default]
         name += f"({', '.join(changed)})" if changed else ""
-    low, high = schedule.interval
+    low, high = schedule.t_range
     return f"{name} on [{low:g}, {high:g}]"
 
 
-def continuity(schedule: Schedule) -> Row:
+def continuity(schedule: AffinePath) -> Row:
     path = PLANE.along(schedule)
     residual = continuity_residual(path, path.velocity, *cloud(path))
     return at_most("continuity equation", schedule, residual.max(), 1e-10)
 
 
-def continuity_kept(schedule: Schedule) -> Row:
+def continuity_kept(schedule: AffinePath) -> Row:
     """w = V rot(grad p) / p has div(p w) = 0: another velocity of the same path."""
     path = PLANE.along(schedule)
 
@@ -131,7 +131,7 @@ def continuity_kept(schedule: Schedule) -> Row:
     return at_most("continuity, div(p w) = 0", schedule, residual.max(), 1e-10)
 
 
-def continuity_broken(schedule: Schedule) -> Row:
+def continuity_broken(schedule: AffinePath) -> Row:
     """w = V grad p / p, the same vector not turned, has div(p w) != 0 and must be noticed."""
     path = PLANE.along(schedule)
     residual = continuity_residual(
@@ -143,7 +143,7 @@ def continuity_broken(schedule: Schedule) -> Row:
 
 def drift(path: MixturePath, x: Points, t: Times) -> Points:
     """V grad log p: of the size of x at all times, so that it weighs against any velocity."""
-    return path.schedule.variance(t)[:, None] * path.score(x, t)
+    return path.path.variance(t)[:, None] * path.score(x, t)
 
 
 def continuity_residual(path: MixturePath, field: Field, x: Points, t: Times) -> PerSample:
@@ -159,7 +159,7 @@ def continuity_residual(path: MixturePath, field: Field, x: Points, t: Times) ->
 
 def cloud(path: MixturePath, num_times: int = 24, per_time: int = 64) -> tuple[Points, Times]:
     """Points where the path is likely, and twice as far out, at times that avoid both ends."""
-    low, high = path.interval
+    low, high = path.t_range
     times = low + (high - low) * (torch.arange(num_times, dtype=F64) + 0.5) / num_times
     generator = KEY.fold("cloud").generator()
     shape = (per_time, *(path.mixture.event_shape or ()))
@@ -167,9 +167,9 @@ def cloud(path: MixturePath, num_times: int = 24, per_time: int = 64) -> tuple[P
     return torch.cat((x, 2 * x)), times.repeat_interleave(per_time).repeat(2)
 
 
-def marginalisation(schedule: Schedule) -> Row:
+def marginalisation(schedule: AffinePath) -> Row:
     """(2) for a finite data set, with the posterior by Bayes' rule on the conditional paths."""
-    path, conditional = POINTS.along(schedule), AffinePath(schedule)
+    path, conditional = POINTS.along(schedule), schedule
     x, t = cloud(path)
     alpha, variance = schedule.alpha(t)[:, None], schedule.variance(t)[:, None]
     each = [conditional.velocity(x, y.expand_as(x), t) for y in POINTS.means]
@@ -182,7 +182,7 @@ def marginalisation(schedule: Schedule) -> Row:
     return at_most("marginalisation trick", schedule, error.max(), 1e-12)
 
 
-def parameterisations(schedule: Schedule) -> Row:
+def parameterisations(schedule: AffinePath) -> Row:
     """A perfect network gives the same velocity whether it predicts velocity, data, noise or score."""
     path = PLANE.along(schedule)
     x, t = cloud(path)
@@ -217,7 +217,7 @@ class Spring(nn.Module):
         return 0.7 - 2 * (1 + t[:, None]) * x
 
 
-def constant(schedule: Schedule) -> Row:
+def constant(schedule: AffinePath) -> Row:
     """L_CFM - L_FM - C relative to L_CFM, by quadrature."""
     network = Waves(1)
     with torch.no_grad():
@@ -225,7 +225,7 @@ def constant(schedule: Schedule) -> Row:
     return at_most("L_CFM - L_FM = C", schedule, (cfm - fm - C).abs() / cfm, 1e-6)
 
 
-def gradient(schedule: Schedule) -> Row:
+def gradient(schedule: AffinePath) -> Row:
     """|grad L_CFM - grad L_FM| relative to |grad L_CFM|, by quadrature."""
     network = Waves(1)
     losses = conditional_loss(network, schedule), marginal_loss(network, schedule)[0]
@@ -238,9 +238,9 @@ def gradient(schedule: Schedule) -> Row:
     )
 
 
-def conditional_loss(network: nn.Module, schedule: Schedule, num_nodes: int = 33) -> Tensor:
+def conditional_loss(network: nn.Module, schedule: AffinePath, num_nodes: int = 33) -> Tensor:
     """L_CFM on the line: over time, component, and the normal numbers behind x1, x0 and eps."""
-    times, time_weights = legendre(LINE.along(schedule).interval)
+    times, time_weights = legendre(LINE.along(schedule).t_range)
     axes = 3 if schedule.stochastic else 2
     nodes = torch.linspace(-8, 8, num_nodes, dtype=F64)
     normal = torch.cartesian_prod(*[nodes] * axes)
@@ -249,7 +249,7 @@ def conditional_loss(network: nn.Module, schedule: Schedule, num_nodes: int = 33
     k = torch.arange(len(LINE.means)).repeat_interleave(len(normal))
     x1 = LINE.means[k] + LINE.stds[k, None] * z[:, :1]
     weights = LINE.weights[k] * density.repeat(len(LINE.means)) / density.sum()
-    path, total = AffinePath(schedule), torch.zeros((), dtype=F64)
+    path, total = schedule, torch.zeros((), dtype=F64)
     for t, weight in zip(times, time_weights, strict=True):
         time = t.repeat(len(x1))
         sample = path.sample(z[:, 1:2], x1, time, z[:, 2:] if axes == 3 else None)
@@ -257,11 +257,11 @@ def conditional_loss(network: nn.Module, schedule: Schedule, num_nodes: int = 33
     return total
 
 
-def marginal_loss(network: nn.Module, schedule: Schedule) -> tuple[Tensor, Tensor]:
+def marginal_loss(network: nn.Module, schedule: AffinePath) -> tuple[Tensor, Tensor]:
     """L_FM and C on the line: over time and x."""
     path, field = LINE.along(schedule), NetworkField(network, schedule)
     fm, C = torch.zeros((), dtype=F64), torch.zeros((), dtype=F64)
-    for t, weight in zip(*legendre(path.interval), strict=True):
+    for t, weight in zip(*legendre(path.t_range), strict=True):
         law = path.law(float(t))
         reach = 10 * float(law.stds.max())
         ends = float(law.means.min()) - reach, float(law.means.max()) + reach
@@ -279,7 +279,7 @@ def legendre(interval: tuple[float, float], num_nodes: int = 8) -> tuple[Tensor,
     return low + (high - low) * (nodes + 1) / 2, weights / 2
 
 
-def monte_carlo(schedule: Schedule) -> Row:
+def monte_carlo(schedule: AffinePath) -> Row:
     """Standard errors by which L_CFM - L_FM - C is off, for two unlike networks and for their difference."""
     path, sample = PLANE.along(schedule), plane_sample(schedule, 2**16)
     C = path.spread(sample.xt, sample.t)
@@ -294,34 +294,34 @@ def monte_carlo(schedule: Schedule) -> Row:
     return at_most("L_CFM - L_FM = C in 2-D, s.e.", schedule, z.abs().max(), 4.0)
 
 
-def plane_sample(schedule: Schedule, count: int) -> PathSample:
+def plane_sample(schedule: AffinePath, count: int) -> PathSample:
     """A training batch of the independent coupling."""
     generator = KEY.fold("monte carlo").generator()
     x1 = PLANE.sample((count, 2), generator, F64)
     x0, eps = torch.randn(2, count, 2, generator=generator, dtype=F64)
-    low, high = PLANE.along(schedule).interval
+    low, high = PLANE.along(schedule).t_range
     t = low + (high - low) * torch.rand(count, generator=generator, dtype=F64)
-    return AffinePath(schedule).sample(x0, x1, t, eps)
+    return schedule.sample(x0, x1, t, eps)
 
 
 def standard_errors(values: PerSample) -> Tensor:
     return values.mean() / (values.std() / len(values) ** 0.5)
 
 
-def transport(schedule: Schedule) -> Row:
+def transport(schedule: AffinePath) -> Row:
     """(4): largest error of log p along exact trajectories, in nats."""
     path = PLANE.along(schedule)
-    low, high = path.interval
+    low, high = path.t_range
     x = path.law(high).sample((256, 2), KEY.fold("transport").generator(), F64)
     start, change = backwards(path, x)
     error = path.law(low).log_prob(start) + change - path.law(high).log_prob(x)
     return at_most("transport, nats", schedule, error.abs().max(), 1e-6)
 
 
-def transport_of_samples(schedule: Schedule) -> Row:
+def transport_of_samples(schedule: AffinePath) -> Row:
     """Samples carried from p_0 against samples of p_1: log p, means and squares, in standard errors."""
     path = PLANE.along(schedule)
-    low, high = path.interval
+    low, high = path.t_range
     generator = KEY.fold("samples").generator()
     x0 = path.law(low).sample((4096, 2), generator, F64)
     carried = ODESolver(rtol=1e-6, atol=1e-6).solve(path.velocity, x0, low, high).x
@@ -334,19 +334,19 @@ def transport_of_samples(schedule: Schedule) -> Row:
     return at_most("transport of samples, s.e.", schedule, z.abs().max(), 4.0)
 
 
-def mass(schedule: Schedule) -> Row:
+def mass(schedule: AffinePath) -> Row:
     """(5) for the density that sampling gives: from the start law it uses, by the flow, on a grid."""
     path, solver = PLANE.along(schedule), ODESolver("dopri8", rtol=1e-6, atol=1e-6)
     x, cell = grid(40, 4.8)
-    log_p = log_prob(path, x, Gaussian(), schedule, solver, interval=path.interval)
+    log_p = log_prob(path, x, Gaussian(), schedule, solver, t_range=path.t_range)
     total = log_p.exp().sum() * cell
     return at_most("mass is kept", schedule, (total - 1).abs(), 1e-5)
 
 
-def start_floor(schedule: Schedule) -> Row:
+def start_floor(schedule: AffinePath) -> Row:
     """KL(p_0 | start law) in nats, below the bound alpha^2 E|x1|^2 / 2V that convexity gives."""
     path = PLANE.along(schedule)
-    low = path.interval[0]
+    low = path.t_range[0]
     time = torch.tensor(low, dtype=F64)
     true, used = path.law(low), path.start(low)
     x, cell = grid(160, 8 * float(used.stds))
@@ -359,7 +359,7 @@ def start_floor(schedule: Schedule) -> Row:
 
 def backwards(path: MixturePath, x: Points) -> tuple[Points, PerSample]:
     """Where x came from, and minus the integral of the divergence on the way there."""
-    low, high = path.interval
+    low, high = path.t_range
 
     def augmented(state: Tensor, t: Tensor) -> Tensor:
         x = state[:, :-1]
@@ -378,7 +378,7 @@ def grid(count: int, extent: float) -> tuple[Points, float]:
     return torch.cartesian_prod(axis, axis), side**2
 
 
-THEOREMS: tuple[Callable[[Schedule], Row], ...] = (
+THEOREMS: tuple[Callable[[AffinePath], Row], ...] = (
     continuity,
     continuity_kept,
     continuity_broken,
@@ -397,13 +397,13 @@ THEOREMS: tuple[Callable[[Schedule], Row], ...] = (
 def stochastic_bias(name: str) -> Row:
     """The bias of Euler-Maruyama, printed with it, falls to about a quarter over four times the steps."""
     first, last = (abs(variance_bias(DIFFUSIONS[name], steps)) for steps in BIAS_STEPS)
-    low, high = DIFFUSIONS[name].interval
+    low, high = DIFFUSIONS[name].t_range
     title = f"{name} on [{low:g}, {high:g}], {first:.1e} to {last:.1e}: ratio"
     where = "SDE, bias of the variance from {} to {} steps".format(*BIAS_STEPS)
     return Row(title, where, last / first, 0.3, last <= 0.3 * first)
 
 
-def verify(schedules: Iterable[Schedule] = SCHEDULES) -> list[Row]:
+def verify(schedules: Iterable[AffinePath] = SCHEDULES) -> list[Row]:
     """Every theorem on every path, and the bias of the stochastic samplers."""
     rows = [theorem(schedule) for schedule, theorem in itertools.product(schedules, THEOREMS)]
     return rows + [stochastic_bias(name) for name in DIFFUSIONS]

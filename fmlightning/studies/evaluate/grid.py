@@ -34,7 +34,7 @@ class Cell:
     def label(self) -> str:
         """The curve this cell lies on."""
         by = " by a weaker run" if self.auto else ""
-        guided = "" if self.guidance.none else f", w = {self.guidance.scale:g}{by}"
+        guided = "" if self.guidance.is_identity else f", w = {self.guidance.scale:g}{by}"
         return f"{self.solver.method}{self.on_grid}{guided}{'' if self.ema else ', raw weights'}"
 
     @property
@@ -69,7 +69,7 @@ def cells(flow: TrainedFlow, options: Any) -> list[Cell]:
         flow.guided(guidance)  # refuses a model that was not trained for it
     solvers = [s for method in options.solvers for s in budgets(flow.solver, method, options)]
     return [
-        Cell(s, w, ema, auto and not w.none)
+        Cell(s, w, ema, auto and not w.is_identity)
         for ema in options.ema
         for w in guidances
         for s in solvers

@@ -42,7 +42,7 @@ class Reference:
     ) -> Tensor:
         # the noise of the cells, which is drawn in float32
         x0 = source_points(flow.source, self.seed, index, flow.event_shape)
-        eps = path_noise(guided.schedule, self.seed, index, flow.event_shape)
+        eps = path_noise(guided.path, self.seed, index, flow.event_shape)
         solver = replace(cell.solver, method=METHOD, rtol=self.tolerance, atol=self.tolerance)
         exact = deepcopy(guided).double()
         return generate(

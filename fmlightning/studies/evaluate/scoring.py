@@ -21,9 +21,9 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Shard
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.models import TrainedField
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution, SolverError
+from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.metrics.metric import Judge
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
@@ -65,7 +65,7 @@ class Scorer:
         flows = {ema: load_flow(options.run, ema=ema) for ema in options.ema}
         for ema, loaded in flows.items():
             if loaded.paired:
-                flows[ema] = replace(loaded, source=data.starts)
+                flows[ema] = replace(loaded, source=data.source_points)
             if options.weaker:
                 flows[ema] = away_from(flows[ema], options.weaker, ema, "--weaker")
         flow = next(iter(flows.values()))
@@ -81,7 +81,7 @@ class Scorer:
         device = pick_device(local(options.device))
         data.prepare_data()
         data.setup("test")
-        data.processes = shard
+        data.default_shard = shard
         check_judges(judges, data)
         batch_size = options.batch_size or asked.get("batch_size") or 1024
         seed = flow.seed if options.seed is None else options.seed
@@ -130,7 +130,7 @@ class Scorer:
         """Show the judges the real samples."""
         for judge in self.judges:
             judge.to(self.device)
-            judge.meet(self.data.seen)
+            judge.meet(self.data.pixel_data)
 
     def without_samples(self, field: TrainedField, cell: Cell) -> dict[str, float]:
         """What the judges of a field say of it whatever the solver, once for all cells that follow it."""
@@ -177,7 +177,7 @@ class Scorer:
                 first, max(first, min(first + self.batch_size, total)), device=self.device
             )
             y = self.data.labels(index)
-            x = torch.zeros(0, *self.data.seen.event_shape, device=self.device)
+            x = torch.zeros(0, *self.data.pixel_data.event_shape, device=self.device)
             if len(index):
                 began = self.now()
                 solution = self.generate(field, cell, index, y)

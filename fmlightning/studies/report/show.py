@@ -52,7 +52,7 @@ def facts(run: Run) -> dict[str, str]:
         "experiment": f"{config.get('experiment')}, seed {config.get('seed_everything')}",
         "network": f"{short(config['model']['network'])}, {manifest.get('parameters', 0):,} parameters",
         "path": f"{short(config['model']['path'])} on t in {manifest.get('interval')}",
-        "predicts": config["model"]["predicts"],
+        "objective": short(config["model"]["objective"]),
         "coupling": short(config["model"]["coupling"]),
         "data": short(config["data"]),
         "steps": f"{manifest.get('end_step', '?')} of {config['trainer']['max_steps']}, {duration(manifest)}",

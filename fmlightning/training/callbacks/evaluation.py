@@ -109,7 +109,7 @@ class Evaluation(Periodic):
             return
         for judge in self.judges:
             judge.to(module.device)
-            judge.meet(data.seen)
+            judge.meet(data.pixel_data)
         self.prepared = True
 
     def look(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
@@ -139,7 +139,7 @@ class Evaluation(Periodic):
     def show(self, module: FlowMatching, data: FlowData, block: torch.Tensor) -> int:
         """Generate some samples for the judges; with none, say so, as a process with no share has to."""
         y, nfe = data.labels(block), 0
-        x = torch.zeros(0, *data.seen.event_shape, device=module.device)
+        x = torch.zeros(0, *data.pixel_data.event_shape, device=module.device)
         if len(block):
             solution = module.generate(block, y)
             x, nfe = data.decode(solution.x), solution.nfe
@@ -157,10 +157,10 @@ def check_judges(judges: list[Judge], data: FlowData) -> None:
     Raises:
         ValueError: one of them says so, or scores the density of latents as if it were that of images.
     """
-    held_out = data.seen.outline("test")
+    held_out = data.pixel_data.shapes("test")
     for judge in judges:
-        judge.check(held_out["x1"], held_out.get("y"), data.levels)
-        if not judge.num_samples and data.seen.event_shape != data.event_shape:
+        judge.check(held_out["x1"], held_out.get("y"), data.num_bins)
+        if not judge.num_samples and data.pixel_data.event_shape != data.event_shape:
             raise ValueError(
                 f"evaluation.judges: {type(judge).__name__} scores the model on images, and this one is of the latents "
                 f"of {type(data).__name__}; take judges of samples, such as Frechet"

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from fmlightning.flow.couplings import Independent
+from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
 from fmlightning.flow.toys import EightGaussians
 from fmlightning.metrics.means import MeanWithError
@@ -90,7 +90,7 @@ def exact_path(module: FlowMatching, data: Any) -> MixturePath | None:
     law = getattr(data, "target", None)
     if isinstance(law, EightGaussians):
         law = GaussianMixture.of_eight_gaussians(law)
-    independent = module.source.gaussian and isinstance(module.coupling, Independent)
-    if not isinstance(law, GaussianMixture) or not independent:
+    path, independent = module.path, module.recipe.coupling.independent
+    if not isinstance(law, GaussianMixture) or not isinstance(path, AffinePath):
         return None
-    return law.along(module.schedule)
+    return law.along(path) if module.source.gaussian and independent else None

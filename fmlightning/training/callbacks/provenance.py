@@ -59,7 +59,7 @@ class Provenance(Callback):
                 "event_shape": list(data.event_shape),
                 "num_classes": data.num_classes,
             },
-            "interval": list(pl_module.field.interval),
+            "interval": list(pl_module.field.t_range),
             "parameters": parameter_count(pl_module.network),
             "multiply_adds": multiply_adds(
                 pl_module.network, data.event_shape, bool(data.num_classes)

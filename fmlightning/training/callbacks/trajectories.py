@@ -48,7 +48,7 @@ class Trajectories(Periodic):
 
     def draw_plane(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> None:
         index = torch.arange(20_000, device=module.device)
-        low, high = module.interval
+        low, high = module.t_range
         film = [low + (high - low) * k / (self.num_times - 1) for k in range(self.num_times)]
         paths = module.generate(index[:1000], save_at=60).states
         solution = module.generate(index, save_at=film)
@@ -62,12 +62,7 @@ class Trajectories(Periodic):
     @staticmethod
     def on_path(module: FlowMatching, x1: torch.Tensor, times: list[float]) -> torch.Tensor:
         """Samples of the probability path at some times, under the coupling of training, (K, N, 2)."""
-        rows = Key(0).fold("film").rows(torch.arange(len(x1), device=x1.device))
-        pair, _ = module.held_out_sample(x1, None, rows)
-        frames = [
-            module.path.sample(
-                pair.x0, pair.x1, torch.full((len(x1),), t, device=x1.device), pair.eps
-            )
-            for t in times
-        ]
-        return torch.stack([frame.xt for frame in frames])
+        streams = Key(0).fold("film").streams(torch.arange(len(x1), device=x1.device))
+        pair = module.held_out.of(x1, None, streams)
+        frames = [pair._replace(times=torch.full_like(pair.times, t)) for t in times]
+        return torch.stack([frame.on(module.path).xt for frame in frames])

@@ -1,4 +1,4 @@
-"""Pairs of a spoilt and a clean image: what batches hold, what training uses, and where samples start."""
+"""Pairs of a corrupted and a clean image: what batches hold, what training uses, and where samples start."""
 
 import numpy as np
 import pytest
@@ -23,16 +23,16 @@ def images():
 
 
 def test_a_blur_is_torchvisions(images):
-    rows = Key(0).rows(torch.arange(len(images)))
-    ours = Blurred(noise=0, width=0.6)(images, rows)
+    streams = Key(0).streams(torch.arange(len(images)))
+    ours = Blurred(noise=0, width=0.6)(images, streams)
     # within three widths of the edge the two continue the image differently
     theirs = gaussian_blur(images, [5, 5], [0.6, 0.6])
     torch.testing.assert_close(ours[..., 2:-2, 2:-2], theirs[..., 2:-2, 2:-2], atol=1e-6, rtol=0)
 
 
 def test_downsampling_keeps_means_and_forgets_the_rest(images):
-    rows = Key(0).rows(torch.arange(len(images)))
-    x0 = Downsampled(noise=0, factor=2)(images, rows)
+    streams = Key(0).streams(torch.arange(len(images)))
+    x0 = Downsampled(noise=0, factor=2)(images, streams)
     squares = images.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
     for i in (0, 1):
         for j in (0, 1):
@@ -40,13 +40,13 @@ def test_downsampling_keeps_means_and_forgets_the_rest(images):
 
 
 def test_noise_is_that_of_the_sample_and_not_of_the_batch(images):
-    rows = Key(3).rows(torch.arange(len(images)))
-    noise = Noisy(noise=0.5)(images, rows) - images
+    streams = Key(3).streams(torch.arange(len(images)))
+    noise = Noisy(noise=0.5)(images, streams) - images
     # 350 x 64 numbers: the standard error of their deviation is 0.5 / sqrt(2 x 22400) = 0.0024
     assert float(noise.std()) == pytest.approx(0.5, abs=0.01)
     some = torch.tensor([7, 100, 349])
     assert torch.equal(
-        Noisy(noise=0.5)(images[some], Key(3).rows(some)) - images[some], noise[some]
+        Noisy(noise=0.5)(images[some], Key(3).streams(some)) - images[some], noise[some]
     )
 
 
@@ -68,22 +68,21 @@ def test_held_out_pairs_are_the_same_whole_and_in_blocks():
         assert torch.equal(whole[name], torch.cat([b[name] for b in blocks]))
 
 
-def test_training_uses_the_x0_of_the_batch(monkeypatch):
+def test_training_uses_the_x0_of_the_batch():
+    from fmlightning.data.order import Shard
     from fmlightning.nets.mlp import TimeMLP
+    from fmlightning.training.draws import Draws
+    from fmlightning.training.held_out import HeldOut
     from fmlightning.training.module import FlowMatching
 
-    class Trainer:
-        global_rank, world_size = 0, 1
-
-    module = FlowMatching(TimeMLP(dim=2))
-    monkeypatch.setattr(FlowMatching, "trainer", Trainer())
-    module.batch_size = 4
+    recipe = FlowMatching(TimeMLP(dim=2)).recipe
     x1, x0 = torch.zeros(4, 2), torch.arange(8.0).reshape(4, 2)
-    point, _ = module.draw(x1, None, 0, x0)
+    draws = Draws(recipe, Key(0), 4, slice(0, 4), 0, 0.0, keyed=False)
+    point = draws({"x1": x1, "x0": x0}, 0).on(recipe.path)
     assert torch.equal(point.x0, x0)
     # on the linear path, u = x1 - x0
     torch.testing.assert_close(point.ut, x1 - x0)
-    held, _ = module.held_out_sample(x1, None, Key(0).rows(torch.arange(4)), x0)
+    held = HeldOut(recipe, 4, Shard()).of(x1, None, Key(0).streams(torch.arange(4)), x0)
     assert torch.equal(held.x0, x0)
 
 
@@ -110,7 +109,7 @@ def test_samples_start_from_the_held_out_x0_of_the_data(fit, fmlightning, tmp_pa
     [
         ("--model.coupling=MinibatchOT", "is not paired anew"),
         ("--model.source=EightGaussians", "no source is drawn from"),
-        ("--model.predicts=score", "model.predicts=score needs a Gaussian source"),
+        ("--model.objective.prediction=score", "model.objective.prediction=score needs a Gaussian source"),
         ("--model.objective=MaximumLikelihood", "needs the density of x0"),
         ("--data.corruption={class_path: Downsampled, init_args: {factor: 3}}", "factor=3 must divide"),
     ],

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from fmlightning.flow.keys import Key
-from fmlightning.flow.paths.affine import AffinePath, GaussianPath
+from fmlightning.flow.paths.gaussian import GaussianPath
 from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
@@ -42,7 +42,7 @@ def times(n, seed=9):
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 5)], ids=str)
 def test_both_forms_of_the_velocity_agree(schedule, shape):
     x0, x1, t = points(5, *shape), points(5, *shape, seed=1), times(5)
-    path = AffinePath(schedule)
+    path = schedule
     sample = path.sample(x0, x1, t)
     # float64 rounding, times the division by sigma in one form
     torch.testing.assert_close(path.velocity(sample.xt, x1, t), sample.ut, rtol=1e-11, atol=1e-11)
@@ -54,7 +54,7 @@ def test_with_added_noise_the_second_form_is_the_mean_of_the_first(schedule):
     n = 200_000
     x0, eps, x1 = points(n, 1), points(n, 1, seed=1), torch.full((n, 1), 0.8, dtype=torch.float64)
     t = torch.tensor(0.3, dtype=torch.float64)
-    path = AffinePath(schedule)
+    path = schedule
     sample = path.sample(x0, x1, t, eps)
     left = sample.ut - path.velocity(sample.xt, x1, t)
     # the remainder is uncorrelated with x_t: 4 standard errors of a mean of n products
@@ -65,16 +65,16 @@ def test_with_added_noise_the_second_form_is_the_mean_of_the_first(schedule):
 @pytest.mark.parametrize("schedule", [*PLAIN, *NOISY], ids=repr)
 def test_the_velocity_is_the_derivative_of_the_point(schedule):
     x0, x1, eps, t = points(4, 3), points(4, 3, seed=1), points(4, 3, seed=2), times(4)
-    path = AffinePath(schedule)
+    path = schedule
     _, slope = torch.func.jvp(lambda t: path.sample(x0, x1, t, eps).xt, (t,), (torch.ones_like(t),))
     torch.testing.assert_close(path.sample(x0, x1, t, eps).ut, slope, rtol=1e-11, atol=1e-11)
 
 
 def test_a_time_for_each_sample_is_not_a_factor_on_the_last_axis():
     x0, x1, t = points(4, 3, 4, 4), points(4, 3, 4, 4, seed=1), times(4)
-    together = AffinePath(Trigonometric()).sample(x0, x1, t)
+    together = Trigonometric().sample(x0, x1, t)
     for k in range(4):
-        alone = AffinePath(Trigonometric()).sample(x0[k : k + 1], x1[k : k + 1], t[k])
+        alone = Trigonometric().sample(x0[k : k + 1], x1[k : k + 1], t[k])
         torch.testing.assert_close(together.xt[k : k + 1], alone.xt, rtol=1e-15, atol=0)
 
 
@@ -87,7 +87,7 @@ def test_gaussian_path_with_a_schedules_curves_is_the_affine_path(schedule, shap
         end_tolerance=0.1,  # sigma_min of one of them
     )
     x0, x1, t = points(4, *shape), points(4, *shape, seed=1), times(4)
-    ours, theirs = general.sample(x0, x1, t), AffinePath(schedule).sample(x0, x1, t)
+    ours, theirs = general.sample(x0, x1, t), schedule.sample(x0, x1, t)
     torch.testing.assert_close(ours.xt, theirs.xt, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.ut, theirs.ut, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(general.velocity(ours.xt, x1, t), theirs.ut, rtol=1e-10, atol=1e-10)
@@ -124,7 +124,7 @@ def test_gaussian_path_takes_one_time_for_the_batch():
 
 @pytest.mark.parametrize(
     "path",
-    [AffinePath(Linear()), GaussianPath(lambda x1, t: x1, lambda x1, t: t)],
+    [Linear(), GaussianPath(lambda x1, t: x1, lambda x1, t: t)],
     ids=["affine", "gaussian"],
 )
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_shapes_and_times_that_do_not_fit_are_refused(path, x0, t, message):
 
 @pytest.mark.parametrize("schedule", NOISY, ids=repr)
 def test_a_path_with_noise_of_its_own_asks_for_it(schedule):
-    path, x = AffinePath(schedule), torch.zeros(4, 2)
+    path, x = schedule, torch.zeros(4, 2)
     with pytest.raises(ValueError, match="pass eps"):
         path.sample(x, x, torch.full((4,), 0.5))
     with pytest.raises(ValueError, match="pass eps"):
@@ -154,8 +154,8 @@ def test_a_path_with_noise_of_its_own_asks_for_it(schedule):
 def test_the_start_law_has_the_variance_of_the_path():
     n = 100_000
     for schedule in (*PLAIN, *NOISY):
-        t = schedule.interval[0]
-        x = AffinePath(schedule).start(points(n, 1), t, points(n, 1, seed=1))
+        t = schedule.t_range[0]
+        x = schedule.start(points(n, 1), t, points(n, 1, seed=1))
         variance = schedule.variance(torch.tensor(t, dtype=torch.float64))
         # a sample variance of n normal numbers has a relative standard error of sqrt(2 / n)
         assert float(x.var() / variance) == pytest.approx(1, abs=4 * (2 / n) ** 0.5)

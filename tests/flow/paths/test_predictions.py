@@ -8,7 +8,6 @@ import torch
 from fmlightning.flow.keys import Key
 from fmlightning.flow.objectives.cfm import cfm_loss, mean_square
 from fmlightning.flow.objectives.weightings import EDM, AsVelocity, MinSNR, Unweighted
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.predictions import (
     PREDICTIONS,
     check,
@@ -43,7 +42,7 @@ SCHEDULES = [
     LinearVP(),
 ]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-every_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.5, -0.5]], [0.4, 0.7])
 
 
@@ -54,10 +53,10 @@ def points(n, *shape, seed=0, dtype=torch.float64):
 def sample(schedule, n=8, shape=(3,), dtype=torch.float64, low=0.1, high=0.9):
     t = torch.linspace(low, high, n, dtype=torch.float64).to(dtype)
     x0, x1, eps = (points(n, *shape, seed=s, dtype=dtype) for s in range(3))
-    return AffinePath(schedule).sample(x0, x1, t, eps)
+    return schedule.sample(x0, x1, t, eps)
 
 
-def from_velocity(predicts, v, x, t, schedule):
+def from_velocity(prediction, v, x, t, schedule):
     """Equation (1) of the room, in float64 and by its own hand: D, then the prediction asked for."""
     alpha, d_alpha = schedule.alpha(t), schedule.d_alpha(t)
     std, d_std = schedule.std(t), schedule.d_std(t)
@@ -68,7 +67,7 @@ def from_velocity(predicts, v, x, t, schedule):
         "data": (std * v - d_std * x) / D,
         "noise": (d_alpha * x - alpha * v) / D,
         "score": -(d_alpha * x - alpha * v) / D / std,
-    }[predicts]
+    }[prediction]
 
 
 def convert(source, wanted, value, x, t, schedule):
@@ -97,24 +96,24 @@ def test_round_trips_close_in_float32(schedule, first, second):
 
 @every_schedule
 @every_prediction
-def test_predictions_give_the_velocity_they_were_made_from(schedule, predicts):
+def test_predictions_give_the_velocity_they_were_made_from(schedule, prediction):
     s = sample(schedule)
     v = points(8, 3, seed=7)
-    prediction = from_velocity(predicts, v, s.xt, s.t, schedule)
-    back = to_velocity(predicts, prediction, s.xt, s.t, schedule)
+    prediction = from_velocity(prediction, v, s.xt, s.t, schedule)
+    back = to_velocity(prediction, prediction, s.xt, s.t, schedule)
     torch.testing.assert_close(back, v, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if not s.stochastic], ids=repr)
 @every_prediction
-def test_the_targets_are_the_pair_itself(schedule, predicts):
+def test_the_targets_are_the_pair_itself(schedule, prediction):
     """Without added noise the target of every prediction stands for the pair it came from."""
     s = sample(schedule, shape=(2, 3, 3))
-    value = target(predicts, s, schedule)
-    ends = to_endpoints(predicts, value, s.xt, s.t, schedule)
+    value = target(prediction, s, schedule)
+    ends = to_endpoints(prediction, value, s.xt, s.t, schedule)
     torch.testing.assert_close(ends.x1, s.x1, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ends.x0, s.x0, rtol=1e-9, atol=1e-9)
-    velocity = to_velocity(predicts, value, s.xt, s.t, schedule)
+    velocity = to_velocity(prediction, value, s.xt, s.t, schedule)
     torch.testing.assert_close(velocity, s.ut, rtol=1e-9, atol=1e-9)
 
 
@@ -125,11 +124,11 @@ def test_with_added_noise_the_targets_are_the_whole_noise(schedule):
     whole = (s.xt - alpha * s.x1) / std
     torch.testing.assert_close(target("noise", s, schedule), whole, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(target("score", s, schedule), -whole / std, rtol=1e-11, atol=1e-11)
-    velocity = AffinePath(schedule).velocity(s.xt, s.x1, s.t)
-    for predicts in ("data", "noise", "score"):
-        value = target(predicts, s, schedule)
+    velocity = schedule.velocity(s.xt, s.x1, s.t)
+    for prediction in ("data", "noise", "score"):
+        value = target(prediction, s, schedule)
         torch.testing.assert_close(
-            to_velocity(predicts, value, s.xt, s.t, schedule), velocity, rtol=1e-9, atol=1e-9
+            to_velocity(prediction, value, s.xt, s.t, schedule), velocity, rtol=1e-9, atol=1e-9
         )
 
 
@@ -140,23 +139,23 @@ def test_noise_eps_that_a_path_does_not_use_changes_no_target():
 
 @every_schedule
 @every_prediction
-def test_the_oracles_answers_stand_for_one_velocity(schedule, predicts):
+def test_the_oracles_answers_stand_for_one_velocity(schedule, prediction):
     path, x = MIXTURE.along(schedule), points(8, 2)
     t = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
-    velocity = to_velocity(predicts, path.prediction(predicts, x, t), x, t, schedule)
+    velocity = to_velocity(prediction, path.prediction(prediction, x, t), x, t, schedule)
     torch.testing.assert_close(velocity, path.velocity(x, t), rtol=1e-8, atol=1e-8)
 
 
 @every_schedule
 @every_prediction
-def test_the_domain_is_where_the_conversion_is_finite(schedule, predicts):
-    low, high = domain(predicts, schedule)
+def test_the_domain_is_where_the_conversion_is_finite(schedule, prediction):
+    low, high = domain(prediction, schedule)
     assert 0 <= low < high <= 1
     t = torch.linspace(low, high, 1001, dtype=torch.float64)
-    assert torch.stack(velocity_coefficients(predicts, schedule, t)).isfinite().all()
+    assert torch.stack(velocity_coefficients(prediction, schedule, t)).isfinite().all()
     at_end = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    exists = torch.stack(velocity_coefficients(predicts, schedule, at_end)).isfinite().all(0)
-    inside = [schedule.interval[0] == 0, schedule.interval[1] == 1]
+    exists = torch.stack(velocity_coefficients(prediction, schedule, at_end)).isfinite().all(0)
+    inside = [schedule.t_range[0] == 0, schedule.t_range[1] == 1]
     assert [low == 0, high == 1] == (exists & torch.tensor(inside)).tolist()
 
 
@@ -167,29 +166,29 @@ def test_domains_written_out():
     assert domain("data", Linear(0.1)) == (0, 1)
     assert domain("noise", Linear()) == domain("score", Linear()) == (0.001, 1)
     assert domain("noise", VariancePreserving()) == (0, 0.999)
-    assert domain("noise", VarianceExploding(margin=0.01)) == (0, 0.99)
+    assert domain("noise", VarianceExploding(t_eps=0.01)) == (0, 0.99)
 
 
 @pytest.mark.parametrize(
-    ("predicts", "t", "end"),
+    ("prediction", "t", "end"),
     [("data", 1.0, "data end"), ("noise", 0.0, "source end"), ("score", 0.0, "source end")],
 )
-def test_a_velocity_that_does_not_exist_is_refused_by_time_and_prediction(predicts, t, end):
+def test_a_velocity_that_does_not_exist_is_refused_by_time_and_prediction(prediction, t, end):
     x, times = torch.zeros(3, 2), torch.tensor([0.5, t, 0.5])
-    with pytest.raises(ValueError, match=rf"'{predicts}' gives no velocity at t={t:g}: .*{end}"):
-        to_velocity(predicts, x, x, times, Linear())
+    with pytest.raises(ValueError, match=rf"'{prediction}' gives no velocity at t={t:g}: .*{end}"):
+        to_velocity(prediction, x, x, times, Linear())
     with pytest.raises(ValueError, match=rf"at t={t:g}"):
-        to_velocity(predicts, x, x, torch.tensor(t), Trigonometric())
+        to_velocity(prediction, x, x, torch.tensor(t), Trigonometric())
 
 
 @pytest.mark.parametrize(
-    ("predicts", "t", "wanted"),
+    ("prediction", "t", "wanted"),
     [("data", 1.0, "noise"), ("noise", 0.0, "data point"), ("score", 0.0, "data point")],
 )
-def test_end_points_that_do_not_exist_are_refused_too(predicts, t, wanted):
+def test_end_points_that_do_not_exist_are_refused_too(prediction, t, wanted):
     x = torch.zeros(1, 2)
-    with pytest.raises(ValueError, match=rf"'{predicts}' gives no {wanted} at t={t:g}"):
-        to_endpoints(predicts, x, x, torch.tensor(t), Linear())
+    with pytest.raises(ValueError, match=rf"'{prediction}' gives no {wanted} at t={t:g}"):
+        to_endpoints(prediction, x, x, torch.tensor(t), Linear())
 
 
 def test_an_unknown_prediction_lists_the_known_ones():
@@ -201,13 +200,15 @@ def test_an_unknown_prediction_lists_the_known_ones():
 
 @every_schedule
 @every_prediction
-def test_as_velocity_makes_every_loss_the_velocity_loss(schedule, predicts):
+def test_as_velocity_makes_every_loss_the_velocity_loss(schedule, prediction):
     """The weighted loss of a wrong network is the squared error of the velocity it stands for."""
     s = sample(schedule, shape=(4,))
-    network = OracleNetwork(GaussianMixture([1.0], [[0.0] * 4], 1.0).along(schedule), predicts)
-    loss = cfm_loss(network, schedule, s, predicts=predicts, weight=AsVelocity())
-    wrong = to_velocity(predicts, network.path.prediction(predicts, s.xt, s.t), s.xt, s.t, schedule)
-    right = to_velocity(predicts, target(predicts, s, schedule), s.xt, s.t, schedule)
+    network = OracleNetwork(GaussianMixture([1.0], [[0.0] * 4], 1.0).along(schedule), prediction)
+    loss = cfm_loss(network, schedule, s, prediction=prediction, weight=AsVelocity())
+    wrong = to_velocity(
+        prediction, network.path.prediction(prediction, s.xt, s.t), s.xt, s.t, schedule
+    )
+    right = to_velocity(prediction, target(prediction, s, schedule), s.xt, s.t, schedule)
     torch.testing.assert_close(loss, mean_square(wrong - right), rtol=1e-8, atol=1e-10)
 
 
@@ -217,9 +218,9 @@ def test_a_weighting_means_the_same_for_every_prediction(schedule, weight):
     """Four networks that make one mistake have one loss."""
     s = sample(schedule, shape=(4,))
     path = GaussianMixture([1.0], [[0.0] * 4], 1.0).along(schedule)
-    whole = s._replace(ut=AffinePath(schedule).velocity(s.xt, s.x1, s.t))
+    whole = s._replace(ut=schedule.velocity(s.xt, s.x1, s.t))
     losses = [
-        cfm_loss(OracleNetwork(path, p), schedule, whole, predicts=p, weight=weight)
+        cfm_loss(OracleNetwork(path, p), schedule, whole, prediction=p, weight=weight)
         for p in PREDICTIONS
     ]
     for loss in losses[1:]:

@@ -5,25 +5,24 @@ import math
 import pytest
 import torch
 
+from fmlightning.flow.paths.affine import AffinePath, bisect
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
     Linear,
     LinearVP,
     Polynomial,
-    Schedule,
     SchrodingerBridge,
     Trigonometric,
     VarianceExploding,
     VariancePreserving,
-    bisect,
 )
 
 SCHEDULES = {
     "linear": Linear(),
     "linear sigma_min": Linear(sigma_min=0.1),
-    "icfm": IndependentCFM(s=0.3),
-    "bridge": SchrodingerBridge(s=0.7),
+    "icfm": IndependentCFM(noise_std=0.3),
+    "bridge": SchrodingerBridge(noise_std=0.7),
     "vp": VariancePreserving(),
     "vp beta_min=0": VariancePreserving(beta_min=0.0, beta_max=5.0),
     "ve": VarianceExploding(),
@@ -113,20 +112,20 @@ def test_variance_preserving_paths_preserve_variance(name):
 def test_singular_ends_are_outside_the_interval_and_no_others():
     """E|u_t|^2 is finite at an end exactly if every derivative is."""
     for name, schedule in SCHEDULES.items():
-        low, high = schedule.interval
+        low, high = schedule.t_range
         regular = torch.stack(schedule(ENDS)[3:]).isfinite().all(0).tolist()
         assert [low == 0, high == 1] == regular, name
-        assert torch.stack(schedule(torch.tensor(schedule.interval))).isfinite().all(), name
+        assert torch.stack(schedule(torch.tensor(schedule.t_range))).isfinite().all(), name
 
 
 @pytest.mark.parametrize(
     "make", [VariancePreserving, VarianceExploding, LinearVP, SchrodingerBridge]
 )
 def test_the_margin_is_named_and_can_be_chosen(make):
-    assert make().interval[1] == 1 - 1e-3
-    assert make(margin=0.01).interval[1] == 0.99
-    with pytest.raises(ValueError, match=r"margin=0\.0"):
-        make(margin=0.0)
+    assert make().t_range[1] == 1 - 1e-3
+    assert make(t_eps=0.01).t_range[1] == 0.99
+    with pytest.raises(ValueError, match=r"t_eps=0\.0"):
+        make(t_eps=0.0)
 
 
 @every
@@ -147,7 +146,7 @@ def test_snr_inverse_agrees_with_bisection(schedule):
     torch.testing.assert_close(schedule.alpha_over_sigma_inverse(ratio), slow, rtol=0, atol=1e-12)
     assert type(
         schedule
-    ).alpha_over_sigma_inverse is not Schedule.alpha_over_sigma_inverse or torch.equal(
+    ).alpha_over_sigma_inverse is not AffinePath.alpha_over_sigma_inverse or torch.equal(
         slow, schedule.alpha_over_sigma_inverse(ratio)
     )
 

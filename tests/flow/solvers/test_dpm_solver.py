@@ -44,18 +44,18 @@ def normal(n=8):
 
 def start(path, n=8):
     """Points at the start of a path, of its own spread."""
-    low = torch.tensor(path.interval[0], dtype=torch.float64)
-    return path.schedule.std(low) * normal(n)
+    low = torch.tensor(path.t_range[0], dtype=torch.float64)
+    return path.path.std(low) * normal(n)
 
 
 def solve(path, num_steps, grid=UniformGrid(), ends=None, **settings):  # noqa: B008 - frozen
     solver = ODESolver("dpmpp_2m", num_steps, grid=grid, **settings)
-    return solver.solve(path, start(path), *(ends or path.interval))
+    return solver.solve(path, start(path), *(ends or path.t_range))
 
 
 def published(path, x, times):
     """Algorithm 2 of the paper, word for word, in log-SNR: r, D and the exponential of -h."""
-    s = path.schedule
+    s = path.path
     t = torch.tensor(times, dtype=torch.float64)
     alpha, sigma = s.alpha(t), s.sigma(t)
     lam = alpha.log() - sigma.log()
@@ -73,7 +73,7 @@ def published(path, x, times):
 @pytest.mark.parametrize("grid", [UniformGrid(), LogSNRGrid(), EDMGrid()], ids=str)
 def test_it_is_the_published_algorithm(grid):
     path = MIXTURE.along(VariancePreserving())
-    times = grid.points(12, *path.interval, path.schedule).tolist()
+    times = grid.points(12, *path.t_range, path.path).tolist()
     expected = published(path, start(path), times)
     # the same numbers by other operations
     torch.testing.assert_close(solve(path, 12, grid).x, expected, rtol=1e-9, atol=1e-10)
@@ -81,21 +81,21 @@ def test_it_is_the_published_algorithm(grid):
 
 def test_the_log_snr_grid_has_the_steps_that_the_paper_takes():
     s = VariancePreserving()
-    t = LogSNRGrid().points(10, *s.interval, s)
+    t = LogSNRGrid().points(10, *s.t_range, s)
     lam = s.alpha_over_sigma(t).log()
     torch.testing.assert_close(lam.diff(), lam.diff().mean().expand(10), rtol=1e-8, atol=0)
-    assert (float(t[0]), float(t[-1])) == s.interval
-    back = LogSNRGrid().points(10, *reversed(s.interval), s)
+    assert (float(t[0]), float(t[-1])) == s.t_range
+    back = LogSNRGrid().points(10, *reversed(s.t_range), s)
     torch.testing.assert_close(back, t.flip(0), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_the_log_snr_grid_keeps_infinite_ends(schedule, num_steps):
-    t = LogSNRGrid().points(num_steps, *schedule.interval, schedule)
+    t = LogSNRGrid().points(num_steps, *schedule.t_range, schedule)
     assert len(t) == num_steps + 1
     assert bool((t.diff() > 0).all())
-    assert (float(t[0]), float(t[-1])) == schedule.interval
+    assert (float(t[0]), float(t[-1])) == schedule.t_range
 
 
 @pytest.mark.parametrize("num_steps", [1, 5])
@@ -104,10 +104,10 @@ def test_a_single_point_is_reached_exactly_whatever_the_steps(schedule, num_step
     """There the expected data point does not move: x = alpha m + sigma x0 all along."""
     m = torch.tensor([[1.5, -2.0]], dtype=torch.float64)
     path = GaussianMixture.of_points(m).along(schedule)
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in path.interval)
+    low, high = (torch.tensor(t, dtype=torch.float64) for t in path.t_range)
     x0 = normal()
     x = schedule.alpha(low) * m + schedule.std(low) * x0
-    end = ODESolver("dpmpp_2m", num_steps).solve(path, x, *path.interval).x
+    end = ODESolver("dpmpp_2m", num_steps).solve(path, x, *path.t_range).x
     expected = schedule.alpha(high) * m + schedule.std(high) * x0
     torch.testing.assert_close(end, expected, rtol=1e-9, atol=1e-9)
 
@@ -116,7 +116,7 @@ def test_a_single_point_is_reached_exactly_whatever_the_steps(schedule, num_step
 def exact():
     """Ends by dopri8 at 1e-9, far below the 1e-5 of the finest steps."""
     tight = ODESolver("dopri8", rtol=1e-9, atol=1e-9)
-    return {s: tight.solve(MIXTURE.along(s), start(MIXTURE.along(s)), *MIXTURE.along(s).interval).x
+    return {s: tight.solve(MIXTURE.along(s), start(MIXTURE.along(s)), *MIXTURE.along(s).t_range).x
             for s in SCHEDULES}  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_an_inner_interval_has_order_two_on_equal_steps():
 
 @pytest.mark.parametrize("schedule", [Linear(), VariancePreserving()], ids=str)
 def test_there_and_back_returns(schedule):
-    path, (low, _) = MIXTURE.along(schedule), schedule.interval
+    path, (low, _) = MIXTURE.along(schedule), schedule.t_range
     solver, x = ODESolver("dpmpp_2m", 400), start(path)
     there = solver.solve(path, x, low, 0.9).x
     back = solver.solve(path, there, 0.9, low).x
@@ -176,7 +176,7 @@ def test_it_counts_its_evaluations_and_saves_states():
         return path(x, t)
 
     solver = ODESolver("dpmpp_2m", 10)
-    solution = solver.solve(field, normal(), save_at=[0.0, 0.5, 1.0], schedule=Linear())
+    solution = solver.solve(field, normal(), save_at=[0.0, 0.5, 1.0], path=Linear())
     assert solution.nfe == solver.evaluations == len(calls) == 10
     assert calls == pytest.approx([k / 10 for k in range(10)])
     torch.testing.assert_close(solution.states[0], normal())
@@ -185,17 +185,17 @@ def test_it_counts_its_evaluations_and_saves_states():
     torch.testing.assert_close(solution.states[1], half)
 
 
-@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
 @pytest.mark.parametrize("schedule", [Linear(), VariancePreserving(), VarianceExploding(0.05, 5.0)])
-def test_whatever_a_network_predicts_the_samples_are_the_same(predicts, schedule):
+def test_whatever_a_network_predicts_the_samples_are_the_same(prediction, schedule):
     path = MIXTURE.along(schedule)
     field = NetworkField(
-        OracleNetwork(path, predicts), schedule, predicts, source=Gaussian(), independent=True
+        OracleNetwork(path, prediction), schedule, prediction, source=Gaussian(), independent=True
     )
     solver = ODESolver("dpmpp_2m", 64, grid=LogSNRGrid())
     solution = generate(field, normal(), solver)
     exact = generate(field, normal(), ODESolver("dopri5", rtol=1e-9, atol=1e-9)).x
-    assert solution.nfe == 64 + (field.interval[1] < 1)
+    assert solution.nfe == 64 + (field.t_range[1] < 1)
     # the table of errors: 64 steps of order two on this law
     torch.testing.assert_close(solution.x, exact, rtol=0, atol=2e-2)
 
@@ -217,12 +217,12 @@ def test_gradients_pass_through():
     shift = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     path = MIXTURE.along(Linear())
     solver = ODESolver("dpmpp_2m", 20)
-    end = solver.solve(lambda x, t: path(x, t) + shift, normal(), 0.0, 0.9, schedule=Linear()).x
+    end = solver.solve(lambda x, t: path(x, t) + shift, normal(), 0.0, 0.9, path=Linear()).x
     (gradient,) = torch.autograd.grad(end.sum(), shift)
     h = 1e-6
     with torch.no_grad():
         ends = [
-            solver.solve(lambda x, t, d=d: path(x, t) + d, normal(), 0.0, 0.9, schedule=Linear()).x
+            solver.solve(lambda x, t, d=d: path(x, t) + d, normal(), 0.0, 0.9, path=Linear()).x
             for d in (torch.tensor([h, 0.0]), torch.tensor([-h, 0.0]))
         ]
     assert float(gradient[0]) == pytest.approx(float((ends[0] - ends[1]).sum()) / (2 * h), rel=1e-6)
@@ -236,19 +236,19 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_has_no_path_is_refused(case):
-    with pytest.raises(ValueError, match=r"dpmpp_2m.*schedule="):
+    with pytest.raises(ValueError, match=r"dpmpp_2m.*path="):
         REFUSED[case](ODESolver("dpmpp_2m"))
 
 
 def test_the_grid_needs_a_path_too():
-    with pytest.raises(ValueError, match=r"LogSNRGrid.*schedule="):
+    with pytest.raises(ValueError, match=r"LogSNRGrid.*path="):
         ODESolver("euler", grid=LogSNRGrid()).solve(lambda x, t: -x, normal())
 
 
 def test_other_methods_take_the_log_snr_grid():
     path = MIXTURE.along(VariancePreserving())
-    exact = ODESolver("dopri5", rtol=1e-9, atol=1e-9).solve(path, start(path), *path.interval).x
-    found = ODESolver("heun2", 64, grid=LogSNRGrid()).solve(path, start(path), *path.interval).x
+    exact = ODESolver("dopri5", rtol=1e-9, atol=1e-9).solve(path, start(path), *path.t_range).x
+    found = ODESolver("heun2", 64, grid=LogSNRGrid()).solve(path, start(path), *path.t_range).x
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-2)  # 64 steps of order two
 
 

@@ -9,7 +9,6 @@ from jaxtyping import TypeCheckError
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField, evaluate
 from fmlightning.flow.objectives.cfm import cfm_loss
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.predictions import PREDICTIONS
 from fmlightning.flow.paths.schedules import (
     IndependentCFM,
@@ -38,7 +37,7 @@ def scalar(t):
 def batch(schedule, n=64, shape=(2,), mixture=PLANE):
     """Likely and unlikely points at times off the ends."""
     g = generator("batch")
-    low, high = schedule.interval
+    low, high = schedule.t_range
     t = low + (high - low) * (0.02 + 0.96 * torch.rand(n, generator=g, dtype=F64))
     x1 = mixture.sample((n, *shape), g, F64)
     noise = torch.randn(n, *shape, generator=g, dtype=F64)
@@ -149,10 +148,10 @@ def test_a_component_far_from_the_others_is_left_alone(schedule):
 def test_the_law_at_a_time_is_the_law_of_the_path(schedule):
     """In density, and in the first two moments of points made from the path's definition."""
     path, n = PLANE.along(schedule), 40_000
-    for t in (schedule.interval[0], 0.4, schedule.interval[1]):
+    for t in (schedule.t_range[0], 0.4, schedule.t_range[1]):
         g = generator("law", str(t))
         x0, eps = torch.randn(2, n, 2, generator=g, dtype=F64)
-        xt = AffinePath(schedule).sample(x0, PLANE.sample((n, 2), g, F64), scalar(t), eps).xt
+        xt = schedule.sample(x0, PLANE.sample((n, 2), g, F64), scalar(t), eps).xt
         drawn = path.law(t).sample((n, 2), g, F64)
         torch.testing.assert_close(path.law(t).log_prob(xt), path.log_prob(xt, scalar(t)))
         for power in (1, 2):
@@ -175,32 +174,34 @@ def test_end_laws():
     torch.testing.assert_close(PLANE.along(Linear(0.1)).law(1.0).stds ** 2, PLANE.stds**2 + 0.01)
 
 
-@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
     "schedule", [Linear(), IndependentCFM(0.3), SchrodingerBridge(), VarianceExploding()], ids=label
 )
-def test_spread_is_the_conditional_loss_minus_the_true_one(schedule, predicts):
+def test_spread_is_the_conditional_loss_minus_the_true_one(schedule, prediction):
     """For a network that is wrong, in every parameterisation: 4 standard errors."""
     n, g, path = 40_000, generator("spread"), PLANE.along(schedule)
     x0, eps = torch.randn(2, n, 2, generator=g, dtype=F64)
     t = 0.2 + 0.6 * torch.rand(n, generator=g, dtype=F64)
-    sample = AffinePath(schedule).sample(x0, PLANE.sample((n, 2), g, F64), t, eps)
+    sample = schedule.sample(x0, PLANE.sample((n, 2), g, F64), t, eps)
 
     def network(x, t):
         return 0.3 * x.flip(1) + t[:, None]
 
-    cfm = cfm_loss(network, schedule, sample, predicts=predicts)
-    fm = path.fm_loss(lambda x, t: evaluate(network, schedule, x, t), sample.xt, sample.t, predicts)
-    left = cfm - fm - path.spread(sample.xt, sample.t, predicts)
+    cfm = cfm_loss(network, schedule, sample, prediction=prediction)
+    fm = path.fm_loss(
+        lambda x, t: evaluate(network, schedule, x, t), sample.xt, sample.t, prediction
+    )
+    left = cfm - fm - path.spread(sample.xt, sample.t, prediction)
     assert left.mean().abs() < 4 * left.std() / n**0.5
 
 
 @every_schedule
-@pytest.mark.parametrize("predicts", PREDICTIONS)
-def test_the_oracle_as_a_network_has_no_error(schedule, predicts):
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_oracle_as_a_network_has_no_error(schedule, prediction):
     path = PLANE.along(schedule)
     x, t = batch(schedule)
-    field = NetworkField(OracleNetwork(path, predicts), schedule, predicts)
+    field = NetworkField(OracleNetwork(path, prediction), schedule, prediction)
     # conversions divide by alpha or std, down to about 1e-2 here
     torch.testing.assert_close(field(x, t), path.velocity(x, t), rtol=1e-9, atol=1e-9)
 
@@ -209,7 +210,7 @@ def test_a_finite_data_set():
     points = GaussianMixture.of_points(POINTS.means)
     assert torch.equal(points.weights, torch.full((12,), 1 / 12, dtype=F64))
     path = points.along(Linear())
-    assert path.interval == (0.0, 1 - 1e-3)
+    assert path.t_range == (0.0, 1 - 1e-3)
     x = points.sample((200, 2), generator("points"), F64)
     distance = (x[:, None] - points.means).norm(dim=2)
     assert (distance.min(1).values == 0).all()
@@ -230,10 +231,10 @@ def test_eight_gaussians_are_a_mixture():
 
 def test_samples_follow_the_weights_and_their_row():
     n = 40_000
-    rows = Key(3).rows(torch.arange(n))
-    x = PLANE.rows(rows, (2,), F64)
+    streams = Key(3).streams(torch.arange(n))
+    x = PLANE.sample_keyed(streams, (2,), F64)
     nearest = PLANE.log_prob(x)
-    part = PLANE.rows(Key(3).rows(torch.arange(100, 107)), (2,), F64)
+    part = PLANE.sample_keyed(Key(3).streams(torch.arange(100, 107)), (2,), F64)
     assert torch.equal(part, x[100:107])
     # E[-log q] from keyed samples and from a generator agree within 4 standard errors
     other = PLANE.log_prob(PLANE.sample((n, 2), generator("weights"), F64))
@@ -261,7 +262,7 @@ def test_images_are_vectors_in_another_shape():
 
 def test_chunks_change_nothing(monkeypatch):
     path = PLANE.along(VariancePreserving())
-    x, t = batch(path.schedule, 50)
+    x, t = batch(path.path, 50)
     names = ("velocity", "log_prob", "divergence", "spread", "data", "responsibilities")
     whole = [getattr(path, name)(x, t) for name in names]
     single = path.velocity(x, scalar(0.3))
@@ -364,7 +365,7 @@ def test_other_input_that_is_refused():
         path.velocity(torch.zeros(3, 4, dtype=F64), t)
     with pytest.raises((ValueError, TypeCheckError)):
         path.velocity(torch.zeros(3, 2, dtype=F64), torch.full((2,), 0.5, dtype=F64))
-    with pytest.raises((ValueError, TypeCheckError), match="predicts"):
+    with pytest.raises((ValueError, TypeCheckError), match="prediction"):
         OracleNetwork(path, "speed")
     with pytest.raises(ValueError, match="labels"):
         OracleNetwork(path)(torch.zeros(3, 2, dtype=F64), t, torch.zeros(3, dtype=torch.long))

@@ -18,11 +18,11 @@ from fmlightning.flow import models as fields
 from fmlightning.flow.objectives import cfm as objectives
 from fmlightning.flow.paths import affine as paths
 from fmlightning.flow.paths import predictions
+from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import (
     IndependentCFM,
     Linear,
     Polynomial,
-    Schedule,
     SchrodingerBridge,
     Trigonometric,
     VarianceExploding,
@@ -34,7 +34,7 @@ from fmlightning.flow.theory import sde_bias as bias
 from fmlightning.flow.theory import theorems as verify
 
 
-def eight_gaussians(schedule: Schedule) -> verify.Row:
+def eight_gaussians(schedule: AffinePath) -> verify.Row:
     """A law of its own: the mixture has the density of the toy it copies."""
     toy = toys.EightGaussians()
     x = 2 * toy.sample((200, 2), keys.Key(0).generator(), torch.float64)
@@ -42,13 +42,13 @@ def eight_gaussians(schedule: Schedule) -> verify.Row:
     return verify.at_most("eight Gaussians", schedule, error.abs().max(), 1e-10)
 
 
-def law_of_samples(schedule: Schedule) -> verify.Row:
+def law_of_samples(schedule: AffinePath) -> verify.Row:
     """A law of its own: points made by the path have the mean log-density of points of its marginal."""
     path, time = verify.PLANE.along(schedule), torch.tensor(0.6, dtype=torch.float64)
     g = keys.Key(0).generator()
     x0, eps = torch.randn(2, 20_000, 2, generator=g, dtype=torch.float64)
     x1 = verify.PLANE.sample((20_000, 2), g, torch.float64)
-    made = path.log_prob(paths.AffinePath(schedule).sample(x0, x1, time, eps).xt, time)
+    made = path.log_prob(schedule.sample(x0, x1, time, eps).xt, time)
     true = path.log_prob(path.law(0.6).sample((20_000, 2), g, torch.float64), time)
     z = (made.mean() - true.mean()) / ((made.var() + true.var()) / 20_000) ** 0.5
     return verify.at_most("law of samples", schedule, z.abs(), 4.0)
@@ -60,8 +60,8 @@ class Mutation(NamedTuple):
     owner: Any
     name: str
     wrong: Callable[[Any], Any]
-    theorem: Callable[[Schedule], verify.Row]
-    schedule: Schedule
+    theorem: Callable[[AffinePath], verify.Row]
+    schedule: AffinePath
 
 
 def scaled(factor):
@@ -123,9 +123,9 @@ def only_sigma(original):
 def determinant_with_plus(original):
     """D = alpha' std + alpha std' for data predictions."""
 
-    def wrong(predicts, schedule, t):
-        a, b = original(predicts, schedule, t)
-        return (a, schedule.d_alpha(t) + schedule.alpha(t) * a) if predicts == "data" else (a, b)
+    def wrong(prediction, schedule, t):
+        a, b = original(prediction, schedule, t)
+        return (a, schedule.d_alpha(t) + schedule.alpha(t) * a) if prediction == "data" else (a, b)
 
     return wrong
 
@@ -135,7 +135,7 @@ def score_without_std(original):
 
 
 def network_sees_raw(original):
-    return lambda network, schedule, x, t, y=None, rows=None: network(x, t.expand(len(x)))
+    return lambda network, schedule, x, t, y=None, streams=None: network(x, t.expand(len(x)))
 
 
 def without_spread_of_means(original):
@@ -148,7 +148,7 @@ def last_axis(original):
     return lambda c, x: c if c.ndim == 0 else c[: x.shape[-1]].reshape(1, -1)
 
 
-Path, Oracle, ComponentTerms = paths.AffinePath, mixture.MixturePath, mixture.ComponentTerms
+Path, Oracle, ComponentTerms = AffinePath, mixture.MixturePath, mixture.ComponentTerms
 MUTATIONS = {
     "sigma' has the other sign": Mutation(
         Linear, "d_sigma", scaled(-1), verify.continuity, Linear()
@@ -167,7 +167,7 @@ MUTATIONS = {
         SchrodingerBridge, "half_d_variance", only_sigma, verify.continuity, SchrodingerBridge()
     ),
     "gamma^2 is not in V": Mutation(
-        Schedule, "variance", without_gamma, law_of_samples, IndependentCFM(0.5)
+        AffinePath, "variance", without_gamma, law_of_samples, IndependentCFM(0.5)
     ),
     "gamma' is halved": Mutation(
         SchrodingerBridge, "d_gamma", scaled(0.5), verify.constant, SchrodingerBridge()
@@ -236,17 +236,17 @@ MUTATIONS = {
         fields, "evaluate", network_sees_raw, verify.parameterisations, VarianceExploding()
     ),
     "sampling starts at twice the width": Mutation(
-        Schedule, "std", scaled(2), verify.start_floor, Trigonometric()
+        AffinePath, "std", scaled(2), verify.start_floor, Trigonometric()
     ),
     "the start law is a unit Gaussian": Mutation(
-        Schedule,
+        AffinePath,
         "std",
         lambda f: lambda s, t: torch.ones_like(t),
         verify.start_floor,
         VarianceExploding(),
     ),
 }
-CONTROLS = {(m.theorem, m.schedule) for m in MUTATIONS.values()}
+CONTROLS = {(m.theorem, m.path) for m in MUTATIONS.values()}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
@@ -292,17 +292,18 @@ def test_a_drift_without_its_half_is_noticed(name, monkeypatch):
 @pytest.mark.parametrize(
     ("room", "test", "owner", "name", "wrong", "arguments"),
     [
-        ("likelihood", "test_bits_offset_is_the_published_one", None, "bits_per_dimension",
-         lambda f: lambda log_p, d, levels: f(log_p, d, levels) - 2 * math.log2(levels / 2), [(256, 7.0)]),
-        ("couplings", "test_minibatch_ot_is_the_best_of_all_permutations", couplings.exact, "squared_distances",
+        ("test_likelihood", "test_bits_offset_is_the_published_one", None, "bits_per_dimension",
+         lambda f: lambda log_p, d, num_bins: f(log_p, d, num_bins) - 2 * math.log2(num_bins / 2), [(256, 7.0)]),
+        ("couplings/test_couplings", "test_minibatch_ot_is_the_best_of_all_permutations",
+         couplings.exact, "squared_distances",
          lambda f: lambda *a: f(*a).sqrt(), [(6, seed) for seed in range(10)]),
     ],
     ids=["the bits have the offset's other sign", "the cost of transport is not squared"],
 )  # fmt: skip
 def test_a_mutation_turns_a_named_test_red(room, test, owner, name, wrong, arguments, monkeypatch):
     """Laws that are no row of the table: their own tests are run with and without the mutation."""
-    path = pathlib.Path(__file__).parent.parent / "flow" / f"test_{room}.py"
-    spec = importlib.util.spec_from_file_location(f"mutated_{room}", path)
+    path = pathlib.Path(__file__).parents[1] / f"{room}.py"
+    spec = importlib.util.spec_from_file_location(f"mutated_{path.stem}", path)
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
 

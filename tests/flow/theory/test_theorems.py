@@ -63,7 +63,7 @@ def test_continuity_sees_small_errors(size):
 
 def test_the_floor_is_that_of_the_diffusion_paths():
     """Paths with alpha(0) = 0 have none; variance exploding has more than variance preserving."""
-    floors = {row.schedule.split()[0]: row.value for row in map(verify.start_floor, SCHEDULES)}
+    floors = {row.path.split()[0]: row.value for row in map(verify.start_floor, SCHEDULES)}
     assert abs(floors["Linear"]) < 1e-12
     assert 1e-7 < floors["VariancePreserving"] < floors["VarianceExploding"] < 1e-4
 

@@ -55,9 +55,9 @@ def held_out(schedule, data):
     """The points of validation, drawn again."""
     module = FlowMatching(TimeMLP(2, 4, 1), path=schedule)
     x1 = data.eval_samples("val")["x1"]
-    return module.held_out_sample(x1, None, Key(0).fold("validation").rows(torch.arange(len(x1))))[
-        0
-    ]
+    return module.held_out_sample(
+        x1, None, Key(0).fold("validation").streams(torch.arange(len(x1)))
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_error_bars_are_those_of_the_values():
 @pytest.mark.parametrize("predicts", ["data", "noise"])
 def test_the_error_is_of_the_velocity_whatever_the_network_predicts(predicts):
     network = OracleNetwork(LAW.along(Linear()), predicts)
-    logged = validated(network, ToyData(LAW, val_size=2000), predicts=predicts)
+    logged = validated(network, ToyData(LAW, val_size=2000), prediction=predicts)
     assert logged["val/fm_error"] < 1e-4  # rounding, divided by the distance to the singular end
     assert abs(logged["val/cfm_minus_C"]) < 4 * logged["val/cfm_minus_C_se"]
 

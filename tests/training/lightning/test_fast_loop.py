@@ -215,8 +215,8 @@ def test_a_callback_made_from_one_that_is_known_sees_every_batch(tmp_path, taken
 
 def test_what_a_module_of_ones_own_logs_is_the_same(tmp_path, taken, monkeypatch):
     class Own(FlowMatching):
-        def batch_loss(self, point, y, step):
-            loss = super().batch_loss(point, y, step)
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
             self.log("own", loss, on_step=True, on_epoch=True)
             return loss
 

@@ -5,7 +5,6 @@ import torch
 
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
-from fmlightning.flow.paths.schedule_transform import ScheduleTransformedField, change
 from fmlightning.flow.paths.schedules import (
     Curves,
     IndependentCFM,
@@ -17,6 +16,7 @@ from fmlightning.flow.paths.schedules import (
     VarianceExploding,
     VariancePreserving,
 )
+from fmlightning.flow.schedule_transform import ScheduleTransformedField, change
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import generate
 from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
@@ -38,8 +38,8 @@ MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.5, -0.5]], [0.4, 0.7])
 SOLVER = ODESolver("dopri5", rtol=1e-9, atol=1e-9)
 
 
-def exact(schedule, predicts="velocity"):
-    return NetworkField(OracleNetwork(MIXTURE.along(schedule), predicts), schedule, predicts)
+def exact(schedule, prediction="velocity"):
+    return NetworkField(OracleNetwork(MIXTURE.along(schedule), prediction), schedule, prediction)
 
 
 def noise(n=64, seed=0):
@@ -50,7 +50,7 @@ def noise(n=64, seed=0):
 @pytest.mark.parametrize("trained", SCHEDULES, ids=lambda s: f"from {s!r}")
 def test_the_changed_field_is_the_exact_field_of_the_other_path(trained, sampled):
     field = ScheduleTransformedField(exact(trained), sampled)
-    low, high = field.interval
+    low, high = field.t_range
     r = torch.linspace(low + 0.02 * (high - low), high - 0.02 * (high - low), 33).double()
     x = noise(33)
     truth = MIXTURE.along(sampled).velocity(x, r)
@@ -61,7 +61,7 @@ def test_the_changed_field_is_the_exact_field_of_the_other_path(trained, sampled
 @pytest.mark.parametrize("trained", SCHEDULES, ids=lambda s: f"from {s!r}")
 @pytest.mark.parametrize("sampled", SCHEDULES, ids=lambda s: f"to {s!r}")
 def test_times_and_scales_have_the_derivatives_they_say(trained, sampled):
-    low, high = ScheduleTransformedField(exact(trained), sampled).interval
+    low, high = ScheduleTransformedField(exact(trained), sampled).t_range
     r = torch.linspace(low, high, 23, dtype=torch.float64)[2:-2]
     h = 1e-6 * (high - low)
     c, before, after = (change(trained, sampled, r + d) for d in (0, -h, h))
@@ -78,7 +78,7 @@ def test_times_and_scales_have_the_derivatives_they_say(trained, sampled):
 def test_particles_are_the_same_up_to_scale_all_along(trained, sampled):
     """x_r = s_r x_t(r), and equal ends where the ratios have equal ranges."""
     field = ScheduleTransformedField(exact(trained), sampled)
-    assert field.interval == (0, 1)
+    assert field.t_range == (0, 1)
     assert field.floor == 0
     times = [0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]
     new = SOLVER.solve(field, noise(), save_at=times)
@@ -102,7 +102,7 @@ FLAT = {
 def test_a_path_that_starts_flat_has_the_same_ends(trained, sampled):
     """t' is 0 / 0 or infinite at the start, where the field has a limit."""
     field = ScheduleTransformedField(exact(trained), sampled)
-    assert field.interval == (0, 1)
+    assert field.t_range == (0, 1)
     assert field.floor == 0
     solver = ODESolver("dopri5", rtol=1e-7, atol=1e-7)
     ours, theirs = (solver.solve(f, noise()).x for f in (field, exact(trained)))
@@ -117,7 +117,7 @@ def test_a_path_that_starts_flat_has_the_same_ends(trained, sampled):
 def test_no_number_is_made_up_outside_the_interval():
     """On a device nothing is looked at, and the velocity is nan there."""
     field = ScheduleTransformedField(exact(VariancePreserving()), Linear())
-    field.outside = lambda r: (r < field.interval[0]) | (r > field.interval[1])
+    field.outside = lambda r: (r < field.t_range[0]) | (r > field.t_range[1])
     r = torch.tensor([1e-3, 0.5, 0.9999], dtype=torch.float64)
     assert field(noise(3), r).isnan().all(1).tolist() == [True, False, True]
 
@@ -127,7 +127,7 @@ def test_a_narrower_range_starts_late_and_carries_its_marginal_to_the_same_end(s
     """Diffusion-trained: drawn from the right marginal at the late start, particles end alike."""
     trained = VariancePreserving()
     field = ScheduleTransformedField(exact(trained), sampled)
-    low, high = field.interval
+    low, high = field.t_range
     floor = trained.alpha_over_sigma(torch.tensor(0.0, dtype=torch.float64))
     assert field.floor == pytest.approx(float(floor), rel=1e-9)
     assert 0 < low < 0.01
@@ -147,10 +147,10 @@ def test_the_floor_is_printed():
 @pytest.mark.parametrize(
     "trained", [VariancePreserving(), LinearVP(), SchrodingerBridge(0.7)], ids=repr
 )
-@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
-def test_generation_along_another_path_ends_at_the_data(trained, predicts):
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
+def test_generation_along_another_path_ends_at_the_data(trained, prediction):
     """The whole way, with the last step where the trained field stops short."""
-    field = ScheduleTransformedField(exact(trained, predicts), Linear())
+    field = ScheduleTransformedField(exact(trained, prediction), Linear())
     x = generate(field, noise(2000), ODESolver("rk4", 40)).x
     truth = MIXTURE.along(Linear()).law(1.0)
     mean = (truth.weights[:, None] * truth.means).sum(0)
@@ -174,4 +174,4 @@ def test_labels_reach_the_network():
 def test_paths_without_a_common_ratio_are_refused():
     near = VarianceExploding(0.01, 0.02)
     with pytest.raises(ValueError, match="no signal-to-noise ratio in common"):
-        ScheduleTransformedField(exact(near), IndependentCFM(s=10.0))
+        ScheduleTransformedField(exact(near), IndependentCFM(noise_std=10.0))

@@ -22,11 +22,12 @@ Source: Lipman et al. 2024, arXiv:2412.06264, sec. 4.6; (3) is the derivative of
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fmlightning.flow.models import NetworkField, require_one_noise
-from fmlightning.flow.paths.schedules import Schedule
-from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
+from fmlightning.flow.models import Model, NetworkField, require_one_noise
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.predictions import affine
+from fmlightning.flow.shapes import Labels, Points, Times, expand_like, require_times
 
 EDGE = 1e-4
 """How close to an end at which (3) is singular the field is taken: closer, t' would magnify a network's error."""
@@ -41,17 +42,17 @@ class Change(NamedTuple):
     d_s: Tensor
 
 
-class ScheduleTransformedField(nn.Module):
+class ScheduleTransformedField(Model):
     """The field of a trained network along another path, equation (2).
 
     Where the ratios of the two paths have different ranges, it exists only for the times that both reach.
 
     Args:
         field: the trained field.
-        schedule: the curves of the path to sample along.
+        path: the curves of the path to sample along.
 
     Attributes:
-        interval: the times of the new path at which the field exists.
+        t_range: the times of the new path at which the field exists.
         regular: the part of the interval where (3) is finite; outside it the field is that of its nearest end.
         floor: abar / sbar where sampling starts, the share of the data that starting from noise alone leaves
             out: no tolerance removes it. 0 where the ratio starts from zero.
@@ -61,18 +62,23 @@ class ScheduleTransformedField(nn.Module):
             coupling.
     """
 
-    def __init__(self, field: NetworkField, schedule: Schedule) -> None:
-        super().__init__()
-        for path in (field.schedule, schedule):
-            require_one_noise("a change of path", path, field.source, field.independent)
-        self.field, self.schedule = field, schedule
-        self.interval = common_interval(field, schedule)
-        self.regular = regular_interval(field.schedule, schedule, self.interval)
-        self.floor = float(
-            schedule.alpha_over_sigma(torch.tensor(self.interval[0], dtype=torch.float64))
-        )
+    offers = frozenset({"velocity"})
 
-    def forward(self, x: Points, r: Times, y: Labels | None = None) -> Points:
+    def __init__(self, field: NetworkField, path: AffinePath) -> None:
+        super().__init__()
+        trained = affine(field.path, "a change of path")
+        for each in (trained, path):
+            require_one_noise("a change of path", each, field.source, field.independent)
+        self.field, self.trained, self.path = field, trained, path
+        self.source, self.independent = field.source, field.independent
+        self.t_range = common_range(field, path)
+        self.regular = regular_range(trained, path, self.t_range)
+        self.floor = float(
+            path.alpha_over_sigma(torch.tensor(self.t_range[0], dtype=torch.float64))
+        )
+        self.source, self.independent = field.source, field.independent
+
+    def velocity(self, x: Points, r: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and r, (B,) or ().
 
         Raises:
@@ -89,36 +95,34 @@ class ScheduleTransformedField(nn.Module):
         c = self.change(x, r)
         return self.field.data(x / expand_like(c.s, x), c.t, y)
 
-    def given(self, y: Labels | None) -> Field:
-        """The field for one label of each sample."""
-        return self if y is None else lambda x, r: self(x, r, y)
-
     def change(self, x: Points, r: Times) -> Change:
         require_times(r, len(x))
         outside = self.outside(r)
-        c = change(self.field.schedule, self.schedule, r.double().clamp(*self.regular))
+        c = change(self.trained, self.path, r.double().clamp(*self.regular))
         c = c._replace(s=c.s.where(~outside, torch.nan))
         return Change(*(value.to(x.dtype) for value in c))
 
     def outside(self, r: Times) -> Tensor:
         """Where r lies outside the interval by more than its rounding."""
-        low, high = self.interval
+        low, high = self.t_range
         rounding = torch.finfo(r.dtype).eps
         outside = (r < low - rounding) | (r > high + rounding)
         if r.device.type == "cpu" and bool(outside.any()):
             raise ValueError(
                 f"r from {float(r.min()):g} to {float(r.max()):g} leaves [{low:g}, {high:g}], the times of "
-                f"{self.schedule} whose ratio of data to noise the field trained on {self.field.schedule} has seen: "
-                "sample inside `interval`"
+                f"{self.path} whose ratio of data to noise the field trained on {self.field.path} has seen: "
+                "sample inside `t_range`"
             )
         return outside
 
     def extra_repr(self) -> str:
-        low, high = self.interval
-        return f"from {self.field.schedule} to {self.schedule} on [{low:g}, {high:g}], floor={self.floor:.2g}"
+        low, high = self.t_range
+        return (
+            f"from {self.field.path} to {self.path} on [{low:g}, {high:g}], floor={self.floor:.2g}"
+        )
 
 
-def change(trained: Schedule, sampled: Schedule, r: Times) -> Change:
+def change(trained: AffinePath, sampled: AffinePath, r: Times) -> Change:
     """Equations (1) and (3) at times r of the path sampled along."""
     t = trained.alpha_over_sigma_inverse(sampled.alpha_over_sigma(r))
     alpha, d_alpha, std, d_std = curves(trained, t)
@@ -132,28 +136,28 @@ def change(trained: Schedule, sampled: Schedule, r: Times) -> Change:
     return Change(t, s, d_t, d_s)
 
 
-def curves(schedule: Schedule, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return schedule.alpha(t), schedule.d_alpha(t), schedule.std(t), schedule.d_std(t)
+def curves(path: AffinePath, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return path.alpha(t), path.d_alpha(t), path.std(t), path.d_std(t)
 
 
-def common_interval(field: NetworkField, schedule: Schedule) -> tuple[float, float]:
+def common_range(field: NetworkField, path: AffinePath) -> tuple[float, float]:
     """The times of the new path whose ratio the trained field has."""
-    trained = field.schedule.alpha_over_sigma(torch.tensor(field.interval, dtype=torch.float64))
-    low, high = schedule.alpha_over_sigma_inverse(trained).tolist()
-    low, high = max(low, schedule.interval[0]), min(high, schedule.interval[1])
+    trained = field.path.alpha_over_sigma(torch.tensor(field.t_range, dtype=torch.float64))
+    low, high = path.alpha_over_sigma_inverse(trained).tolist()
+    low, high = max(low, path.t_range[0]), min(high, path.t_range[1])
     if not low < high:
         raise ValueError(
-            f"{schedule} and {field.schedule} have no signal-to-noise ratio in common: sampling along one "
+            f"{path} and {field.path} have no signal-to-noise ratio in common: sampling along one "
             "with a network trained on the other needs paths whose ratios overlap"
         )
     return low, high
 
 
-def regular_interval(
-    trained: Schedule, sampled: Schedule, interval: tuple[float, float]
+def regular_range(
+    trained: AffinePath, sampled: AffinePath, t_range: tuple[float, float]
 ) -> tuple[float, float]:
     """The interval, off the ends where (3) is singular."""
-    low, high = interval
+    low, high = t_range
     ends = change(trained, sampled, torch.tensor([low, high], dtype=torch.float64))
     finite = torch.stack(ends).isfinite().all(0).tolist()
     return low if finite[0] else low + EDGE, high if finite[1] else high - EDGE
