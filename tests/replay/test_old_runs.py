@@ -53,8 +53,9 @@ def test_samples_are_the_same(shop: table.Workshop, home: Path, kind: str) -> No
     x = np.load(out / "samples.npz")["x"]
     if table.machine() in before["digests"]:
         assert table.digest([torch.from_numpy(x)]) == before["digests"][table.machine()]["samples"]
-    # elsewhere the same to rounding, which is 6e-8 of each evaluation's result
-    np.testing.assert_allclose(x, np.array(before["samples"]), rtol=0, atol=1e-6 * np.abs(x).max())
+    # elsewhere to rounding in float32, which the steps of the solver follow: other instruction sets were seen to
+    # differ by 2e-6 of the largest
+    np.testing.assert_allclose(x, np.array(before["samples"]), rtol=0, atol=1e-5 * np.abs(x).max())
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(shop: table.Workshop, home: Path) -> None:
