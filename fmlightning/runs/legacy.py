@@ -22,8 +22,6 @@ OPTIONS = {
     "model.guidance.weaker": "model.guidance.guide_model",
     "guidance.interval": "guidance.t_range",
     "guidance.weaker": "guidance.guide_model",
-    "evaluation.judges": "evaluation.metrics",
-    "judges": "metrics",
 }
 
 CLASSES = {
@@ -35,9 +33,10 @@ CLASSES = {
 
 ARGUMENTS = {
     # the arguments of a class, by its name of today; those of every class under ""
-    "": {"margin": "t_eps"},
+    "": {"margin": "t_eps", "interval": "t_range"},
     "IndependentCFM": {"s": "noise_std"},
     "SchrodingerBridge": {"s": "noise_std"},
+    "LatentData": {"drawn": "sample_posterior"},
 }
 
 FACADES = ("flow", "nets", "data", "metrics", "training")

@@ -38,15 +38,15 @@ from unittest.mock import patch
 import cases
 import numpy as np
 import torch
+from fmlightning.flow.mixture import GaussianMixture
+from fmlightning.flow.schedules import Curves, Linear
+from fmlightning.flow.sde import SameMarginals, SDESolver
 from torch import Tensor
 
 from fmlightning.__main__ import main as fmlightning
 from fmlightning.flow.keys import Key, Rows
 from fmlightning.flow.likelihood import likelihood
-from fmlightning.flow.mixture import GaussianMixture
 from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.schedules import Curves, Linear
-from fmlightning.flow.sde import SameMarginals, SDESolver
 from fmlightning.flow.sources import Gaussian, Given, Source
 from fmlightning.flow.toys import Moons
 from fmlightning.runs import load_flow

@@ -57,7 +57,7 @@ NEW = {
         "prefetch": 2,
     },
     "data": {"class_path": "mine.Data", "init_args": {"s": 1, "margin": 2}},
-    "evaluation": {"metrics": [{"class_path": "fmlightning.metrics.KNNAccuracy", "init_args": {}}],
+    "evaluation": {"judges": [{"class_path": "fmlightning.metrics.KNNAccuracy", "init_args": {}}],
                    "at_end": True},
 }  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_a_saved_config_is_read_under_the_names_of_today():
     found = legacy.translate(OLD, "runs/x/config.yaml")
     assert found == NEW
     assert before == OLD, "the one that was read has changed"
-    assert list(found["evaluation"]) == ["metrics", "at_end"], "in its place"
+    assert list(found["model"]["guidance"]) == ["scale", "t_range"], "in its place"
 
 
 def test_a_config_of_today_stays_as_it_is(capsys):
