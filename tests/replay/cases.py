@@ -65,7 +65,7 @@ PLAIN = {
     "MinibatchOT-simplex": ("{class_path: MinibatchOT, init_args: {method: simplex}}",),
     "MinibatchOT-blocks": ("{class_path: MinibatchOT, init_args: {ot_batch_size: 64}}",),
     "MinibatchOT-pool": ("{class_path: MinibatchOT, init_args: {ot_batch_size: 1024}}",),
-    "MinibatchOT-at-once": ("MinibatchOT", "--model.ahead=0"),
+    "MinibatchOT-at-once": ("MinibatchOT", "--model.prefetch=0"),
     "OTPlanWithReplacement": ("OTPlanWithReplacement",),
     "Entropic": ("Entropic",),
     "SchrodingerBridge": ("SchrodingerBridgeCoupling", "--model.path=SchrodingerBridge"),
@@ -74,7 +74,7 @@ PLAIN = {
     # within the step: in threads its random numbers have the precision that is the default at that moment, which in
     # double precision changes between the steps
     "SemidiscreteOT-entropic": (
-        "{class_path: SemidiscreteOT, init_args: {reg: 0.1}}", "--data.train_size=500", "--model.ahead=0",
+        "{class_path: SemidiscreteOT, init_args: {reg: 0.1}}", "--data.train_size=500", "--model.prefetch=0",
     ),
 }  # fmt: skip
 CONDITIONAL = {
@@ -118,7 +118,7 @@ WEIGHTINGS = ("Unweighted", "AsVelocity", "EDM", "MinSNR")
 GAUSSIAN = "--model.source=Gaussian"
 TRAININGS |= {f"path/{k}": Training(MOONS, (*SHORT, f"--model.path={v}")) for k, v in PATHS.items()}
 TRAININGS |= {
-    f"predicts/{k}": Training(MOONS, (*SHORT, GAUSSIAN, f"--model.predicts={k}"))
+    f"predicts/{k}": Training(MOONS, (*SHORT, GAUSSIAN, f"--model.objective.prediction={k}"))
     for k in PREDICTIONS
 }
 TRAININGS |= {
@@ -126,7 +126,7 @@ TRAININGS |= {
 }
 TRAININGS |= {
     f"weight/{k}": Training(
-        MOONS, (*SHORT, GAUSSIAN, "--model.predicts=data", f"--model.weight={k}")
+        MOONS, (*SHORT, GAUSSIAN, "--model.objective.prediction=data", f"--model.objective.weighting={k}")
     )
     for k in WEIGHTINGS
 }
@@ -152,7 +152,7 @@ TRAININGS |= {
     "digits/dropout": Training(
         DIGITS,
         (
-            *SHORT, *SMALL, "--model.network.dropout=0.2", "--model.label_drop=0.3",
+            *SHORT, *SMALL, "--model.network.dropout=0.2", "--model.class_dropout_prob=0.3",
             "--trainer.accumulate_grad_batches=2",
         ),
     ),

@@ -38,18 +38,24 @@ from unittest.mock import patch
 import cases
 import numpy as np
 import torch
-from fmlightning.flow.mixture import GaussianMixture
-from fmlightning.flow.schedules import Curves, Linear
-from fmlightning.flow.sde import SameMarginals, SDESolver
 from torch import Tensor
 
 from fmlightning.__main__ import main as fmlightning
-from fmlightning.flow.keys import Key, Rows
+from fmlightning.cli.load import load_flow
+from fmlightning.flow import (
+    Curves,
+    Gaussian,
+    GaussianMixture,
+    Linear,
+    MarginalPreservingSDE,
+    Moons,
+    PairedSource,
+    SDESolver,
+    Source,
+)
+from fmlightning.flow.keys import Key, KeyedStreams
 from fmlightning.flow.likelihood import likelihood
-from fmlightning.flow.paths import AffinePath
-from fmlightning.flow.sources import Gaussian, Given, Source
-from fmlightning.flow.toys import Moons
-from fmlightning.runs import load_flow
+from fmlightning.flow.solvers.brownian import BrownianPath
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
@@ -82,7 +88,13 @@ def digest(tensors: Iterable[Tensor]) -> str:
 # -- running ------------------------------------------------------------------------------------------
 
 
-DRAWS = (Source.sample, Source.rows, Given.rows, Rows.uniform, Rows.normal)
+DRAWS = (
+    Source.sample,
+    Source.sample_keyed,
+    PairedSource.sample_keyed,
+    KeyedStreams.uniform,
+    KeyedStreams.normal,
+)
 """What draws in float32 unless it is told otherwise, `--trainer.precision` or not."""
 
 
@@ -237,7 +249,7 @@ def log_likelihoods(shop: Workshop) -> Result:
     flow = load_flow(shop.fit(cases.MOONS, cases.TRAININGS[cases.MOONS]))
     x1 = Moons().sample((50, 2), Key(0).fold("held out").generator())
     with shop.surroundings():
-        found = likelihood(flow.field, x1, flow.source, flow.field.schedule, flow.solver)
+        found = likelihood(flow.field, x1, flow.source, flow.field.path, flow.solver)
     return {
         "log_prob": found.log_prob.tolist(),
         "difference": found.difference.tolist(),
@@ -247,7 +259,7 @@ def log_likelihoods(shop: Workshop) -> Result:
 
 def own_curves(shop: Workshop) -> str:
     """Points and velocities on a path of one's own curves, which no config can name."""
-    path = AffinePath(Curves(lambda t: t**2, lambda t: (1 - t) ** 2))
+    path = Curves(lambda t: t**2, lambda t: (1 - t) ** 2)
     generator = Key(0).fold("curves").generator()
     x0, x1 = torch.randn(2, 64, 2, generator=generator)
     with shop.surroundings():
@@ -259,10 +271,10 @@ def stochastic(method: str, shop: Workshop) -> str:
     """Samples of a stochastic solver on the exact velocity of a mixture."""
     law = GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-0.5, -2.0]], [0.5, 0.4, 0.7])
     x0 = torch.randn(64, 2, generator=Key(0).fold("start").generator(), dtype=torch.float64)
-    rows = Key(0).fold("sde").rows(torch.arange(64))
-    sde = SameMarginals(Linear(), Gaussian(), independent=True)
+    brownian = BrownianPath(Key(0).fold("sde").streams(torch.arange(64)), x0)
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
     with shop.surroundings():
-        return digest([SDESolver(method, 20).solve(sde, law.along(Linear()).velocity, x0, rows).x])
+        return digest([SDESolver(method, 20).solve(sde, law.along(Linear()).velocity, x0, brownian).x])
 
 
 @dataclass(frozen=True)
