@@ -25,7 +25,9 @@ class Parser(argparse.ArgumentParser):
             name, nargs="?", type=true_or_false, default=default, metavar="true|false", help=help
         )
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """The options, and the words that are none; argparse's other ways of parsing come through here."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args(list(with_values(words, self.flags)), namespace)

@@ -59,7 +59,9 @@ class FlowParser(LightningArgumentParser):
             flags=re.DOTALL,
         )
 
-    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *others: Any, **settings: Any
+    ) -> Namespace:
         """The options of a command line, whose flags may stand without a value."""
         words = sys.argv[1:] if args is None else args
         flags = {o for a in all_actions(self) if type_of(a) is bool for o in a.option_strings}

@@ -126,7 +126,8 @@ TRAININGS |= {
 }
 TRAININGS |= {
     f"weight/{k}": Training(
-        MOONS, (*SHORT, GAUSSIAN, "--model.objective.prediction=data", f"--model.objective.weighting={k}")
+        MOONS,
+        (*SHORT, GAUSSIAN, "--model.objective.prediction=data", f"--model.objective.weighting={k}"),
     )
     for k in WEIGHTINGS
 }

@@ -274,7 +274,9 @@ def stochastic(method: str, shop: Workshop) -> str:
     brownian = BrownianPath(Key(0).fold("sde").streams(torch.arange(64)), x0)
     sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
     with shop.surroundings():
-        return digest([SDESolver(method, 20).solve(sde, law.along(Linear()).velocity, x0, brownian).x])
+        return digest(
+            [SDESolver(method, 20).solve(sde, law.along(Linear()).velocity, x0, brownian).x]
+        )
 
 
 @dataclass(frozen=True)
