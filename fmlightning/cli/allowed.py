@@ -1,4 +1,4 @@
-"""Which classes a config may name.
+"""The classes that a config may name.
 
 A config is text that may come from anywhere, and to import a module is to run it. So a class path is checked as text
 before anything is imported: it begins with one of `PACKAGES`, or with a module that the command line named with
@@ -55,7 +55,10 @@ def require_allowed(path: str) -> None:
 
 
 def require_class(path: str, found: Any) -> None:
-    """Refuse what is no class, or a class of others that an allowed module has imported.
+    """Refuse what is no class, or a class of another package that an allowed module has imported.
+
+    jsonargparse has a list of allowed paths too. It knows the path and not what is found there, so that it calls a
+    function of an allowed package; and it is one for the whole process.
 
     Raises:
         ValueError: building it would run something else than the path says.

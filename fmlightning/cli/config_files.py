@@ -1,6 +1,6 @@
-"""Config files, as text: what can be said of them before a class is imported or anything is built."""
+"""Config files as text: checked before a class is imported or anything is built."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import yaml
 
 from fmlightning.cli.allowed import require_allowed
 from fmlightning.runs.directory import Run
+from fmlightning.runs.legacy import is_saved, translate
 
 SECTIONS = (
     "model",
@@ -21,7 +22,11 @@ SECTIONS = (
     "nonfinite",
     "wandb",
 )
-"""What holds options of its own."""
+"""Groups of options."""
+
+CONFIG = ("-c", "--config")
+RESUME = ("auto", "last")
+"""Values of `--ckpt_path` that mean the run's own newest checkpoint."""
 
 LARGEST = 100_000
 """More values than this are not a config, but aliases of aliases."""
@@ -42,10 +47,12 @@ class PlainYAML(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def config_files(args: list[str]) -> list[str]:
-    """The files that `--config` names."""
-    joined = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    return joined + [b for a, b in pairwise(args) if a in ("-c", "--config")]
+def given(args: Sequence[str], *options: str) -> Iterator[tuple[int, str]]:
+    """The values of an option on a command line, each with the place of the word that holds it."""
+    for place, (word, following) in enumerate(pairwise((*args, ""))):
+        name, equals, value = word.partition("=")
+        if name in options and (equals or place + 1 < len(args)):
+            yield (place, value) if equals else (place + 1, following)
 
 
 def check_files(args: list[str]) -> None:
@@ -54,11 +61,35 @@ def check_files(args: list[str]) -> None:
     Raises:
         ValueError: a file cannot be read, is no config, or names a class that is not allowed.
     """
-    for name in config_files(args):
+    for _, name in given(args, *CONFIG):
         try:
             check(read(name))
         except ValueError as error:
             raise ValueError(f"--config {name}: {error}") from error
+
+
+def translated(args: list[str]) -> list[str]:
+    """The arguments, with the content of a config that an earlier version saved in the place of its file.
+
+    Its run, which is resumed where it lies, had another hash.
+    """
+    words = list(args)
+    for place, name in given(args, *CONFIG):
+        if not is_saved(Path(name)):
+            continue
+        before = read(name)
+        content = translate(before, name)
+        if content == before:
+            continue
+        if content.get("run_dir") is None and any(
+            v in RESUME for _, v in given(args, "--ckpt_path")
+        ):
+            content["run_dir"] = str(Path(name).parent)
+        text = yaml.safe_dump(
+            content, default_flow_style=True, sort_keys=False, width=10**9
+        ).strip()
+        words[place] = f"--config={text}" if args[place].startswith("-") else text
+    return words
 
 
 def read(name: str) -> Any:
@@ -75,7 +106,7 @@ def read(name: str) -> Any:
 
 
 def explained(error: yaml.YAMLError) -> str:
-    """Where a file is not YAML, and what to do."""
+    """The line in which a file is not YAML, and what to do."""
     problem = str(getattr(error, "problem", None) or error)
     mark = getattr(error, "problem_mark", None)
     cures = {
@@ -156,11 +187,9 @@ def check_spec(option: str, spec: dict[str, Any]) -> None:
 
 def with_config(args: list[str]) -> list[str]:
     """The arguments, and before them the config of the run that `--ckpt_path` names where no config is given."""
-    if config_files(args):
+    if any(given(args, *CONFIG)):
         return args
-    joined = [a.split("=", 1)[1] for a in args if a.startswith("--ckpt_path=")]
-    apart = [b for a, b in pairwise(args) if a == "--ckpt_path"]
-    for named in (*joined, *apart):
-        if named not in ("auto", "last", "null"):
+    for _, named in given(args, "--ckpt_path"):
+        if named not in (*RESUME, "null"):
             return [args[0], "--config", str(Run.open(named).path / "config.yaml"), *args[1:]]
     return args

@@ -70,9 +70,7 @@ class Line:
 def main(argv: list[str]) -> int:
     """Print the page; return 1 if something needed fails."""
     parser = Parser("doctor", DESCRIPTION)
-    parser.add_argument(
-        "--no-training", action="store_true", help="leave out the run that is killed and resumed"
-    )
+    parser.add_flag("--training", "train a run that is killed and resumed", default=True)
     parser.add_argument(
         "--runs_root", type=Path, default=runs_root(), help="by default $FMLIGHTNING_RUNS or runs/"
     )
@@ -83,7 +81,7 @@ def main(argv: list[str]) -> int:
     checks: dict[str, Check] = {
         **CHECKS,
         "runs": lambda: check_disk(options.runs_root),
-        **({} if options.no_training else {"training": lambda: check_training(options.accelerator)}),
+        **({"training": lambda: check_training(options.accelerator)} if options.training else {}),
     }  # fmt: skip
     print(f"fmlightning doctor, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
     failed = []
@@ -328,7 +326,8 @@ def check_data() -> Iterator[Line]:
     """The data sets that come along, and the folders where others are looked for."""
     import inspect
 
-    from fmlightning.cli.parser import import_public_classes, subclasses
+    from fmlightning.cli.explain import subclasses
+    from fmlightning.cli.parser import import_public_classes
     from fmlightning.data.images.digits import digits
     from fmlightning.data.module import FlowData
 

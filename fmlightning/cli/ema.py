@@ -12,7 +12,7 @@ DESCRIPTION = """Write an average of the weights of a run to a file, which `samp
 it is one of the averages that were taken in training. Without an option: the averages there are."""
 
 ROUGH = 0.05
-"""A profile that is this far from the one asked for deserves a word."""
+"""Distance from the requested profile above which a warning is printed."""
 
 
 def main(argv: list[str]) -> int:
@@ -20,14 +20,14 @@ def main(argv: list[str]) -> int:
     parser = Parser("ema", DESCRIPTION)
     parser.add_argument("run", help="run directory, or a checkpoint in one")
     wanted = parser.add_mutually_exclusive_group()
-    wanted.add_argument("--sigma-rel", type=float, help="width, relative to the length of training")
+    wanted.add_argument("--sigma_rel", type=float, help="width, relative to the length of training")
     wanted.add_argument("--decay", type=float, help="a decay that was averaged with in training")
     parser.add_argument("--step", type=int, help="where it ends (default: at the last snapshot)")
     parser.add_argument("--out", type=Path, help="file (default: RUN/ema/sigma_rel-S.ckpt)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_flag("--overwrite", "replace the file if it exists")
     options = parser.parse_args(argv)
     if options.step is not None and options.sigma_rel is None:
-        parser.error("--step goes with --sigma-rel")
+        parser.error("--step goes with --sigma_rel")
     if options.sigma_rel is None and options.decay is None:
         print("\n".join(listing(options.run)))
         return 0
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def written(options: Any) -> Path:
-    """The file of the average that was asked for.
+    """Write the requested average and return its file.
 
     Raises:
         ValueError: there is no such average, or the file exists.
@@ -60,7 +60,7 @@ def written(options: Any) -> Path:
         made = at_width(run.path, options.sigma_rel, options.step)
         write(path, checkpoint, name, made.weights, made.step)
         print(
-            f"{name} at step {made.step}, of {made.count} averages; its profile is {made.misfit:.1e} off"
+            f"{name} at step {made.step}, of {made.count} averages; its profile is {made.fit_error:.1e} off"
         )
         if made.fit_error > ROUGH:
             print(f"warning: that is far; {remedy(run.path, made.step)}")
@@ -73,7 +73,7 @@ def written(options: Any) -> Path:
 
 
 def remedy(run: Path, step: int) -> str:
-    """What brings a profile nearer."""
+    """Advice that brings a profile nearer to the requested one."""
     from fmlightning.training.ema.snapshots import snapshots
 
     kept = [t for t, _ in snapshots(run)]
@@ -84,7 +84,7 @@ def remedy(run: Path, step: int) -> str:
 
 
 def opened(named: str) -> tuple[dict[str, Any], Path]:
-    """The checkpoint that was named, or the run's newest."""
+    """The named checkpoint, or the run's newest, and its file."""
     from fmlightning.runs.checkpoint import read_checkpoint
 
     file = checkpoint_file(named)
@@ -101,7 +101,7 @@ def at_width(run: Path, sigma_rel: float, step: int | None) -> Any:
     from fmlightning.training.ema.power import require_width
     from fmlightning.training.ema.snapshots import reconstruct
 
-    require_width(sigma_rel, "--sigma-rel")
+    require_width(sigma_rel, "--sigma_rel")
     return reconstruct(run, sigma_rel, step)
 
 
@@ -125,7 +125,7 @@ def write(
 
 
 def listing(named: str) -> list[str]:
-    """What there is to choose from, in lines."""
+    """The averages and snapshots that there are, in lines."""
     from fmlightning.training.ema.snapshots import snapshots
 
     run = Run.open(named)
@@ -136,4 +136,4 @@ def listing(named: str) -> list[str]:
     if not files:
         return [*lines, "no snapshots: another width needs --ema.sigma_rel [0.05,0.10] in training"]
     steps = f"steps {files[0][0]} to {files[-1][0]}"
-    return [*lines, f"{len(files)} snapshots, {steps}: a width with --sigma-rel"]
+    return [*lines, f"{len(files)} snapshots, {steps}: a width with --sigma_rel"]

@@ -1,8 +1,8 @@
-"""Which errors are the user's, and how they read."""
+"""Errors that are the user's, and their messages."""
 
 
 def is_users(error: Exception) -> bool:
-    """Whether an error is about what was asked for, and so needs a message and not a traceback."""
+    """Decide whether an error is about what was requested, and so needs a message and not a traceback."""
     names = {cls.__name__ for cls in type(error).__mro__}
     return bool(
         names
@@ -18,6 +18,7 @@ def is_users(error: Exception) -> bool:
 
 
 def message(error: Exception) -> str:
+    """The one line of an error; a file's with its name."""
     return (
         f"{error.strerror}: {error.filename}"
         if isinstance(error, OSError) and error.filename

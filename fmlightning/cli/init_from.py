@@ -1,7 +1,7 @@
 """`--init_from RUN`: training that starts from the weights of another run, and from nothing else of it.
 
-The optimiser, the average and the step are new. What counts for the result, and so for the config hash, is the
-weights and not where they lay: their digest is written into the config and held against them when it is run again.
+The optimiser, the average and the step are new. The result, and so the config hash, depends on the weights and not on
+their place: their digest is written into the config and compared with them when it is run again.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def starting_weights(run: str, ema: bool, digest: str | None) -> tuple[Weights, 
     Args:
         run: a run directory, a checkpoint in one, or an export.
         ema: whether to take the averaged weights rather than the raw ones.
-        digest: what the digest must be; None takes any.
+        digest: the digest that they must have; None accepts any.
 
     Raises:
         FileNotFoundError: there is no such run, or no checkpoint in it.

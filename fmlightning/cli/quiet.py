@@ -23,7 +23,7 @@ QUIET = (
     ".*sync_dist=True.*",
     ".*`srun` command is available on your system but is not used.*",
 )
-"""Warnings of others that are expected here."""
+"""Warnings of other packages that are expected here."""
 
 
 def say(text: str) -> None:
@@ -34,7 +34,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and tips of others that say nothing to a user of this command."""
+    """Suppress the warnings and tips of other packages that do not help a user of this command."""
     import logging
 
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -1,4 +1,4 @@
-"""`fmlightning reproduce RUN`: a finished run once more, and what came out otherwise."""
+"""`fmlightning reproduce RUN`: train a finished run again, and compare the results."""
 
 import argparse
 import math
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from fmlightning.cli.argparser import Parser, console
@@ -43,7 +42,7 @@ WHERE_AND_HOW_FAST = {
 """The options that may differ from the run's: none of them is part of its hash."""
 
 PLACE = ("config_hash", "start_step", "git", "versions", "hardware", "data")
-"""What of a manifest says with what and on what a run was made."""
+"""Entries of a manifest about the software, the machine and the data of a run."""
 
 
 def main(argv: list[str]) -> int:
@@ -129,7 +128,7 @@ def finished(path: str | Path) -> Run:
     if missing or "fingerprint" not in manifest["data"]:
         lost = missing[0] if missing else "fingerprint"
         raise ValueError(f"{run.path / 'manifest.json'} is damaged: it has no {lost!r}")
-    found, recorded = config_hash(read_config(run)), manifest["config_hash"]
+    found, recorded = config_hash(run.saved_config), manifest["config_hash"]
     if found != recorded:
         raise ValueError(
             f"{config} has the hash {found} and its run {recorded}: it was changed after the run, or another version "
@@ -147,20 +146,12 @@ def other(run: Run, path: str) -> Run:
     again = finished(path)
     if again.path.resolve() == run.path.resolve():
         raise ValueError(f"--against {path} is the run itself: name another of the same config")
-    there, here = again.manifest["config_hash"], run.manifest["config_hash"]
-    if there != here:
+    if not again.hashes & run.hashes:
+        there, here = again.manifest["config_hash"], run.manifest["config_hash"]
         raise ValueError(
             f"--against {path} is of another config: its hash is {there} and that of {run.path} is {here}"
         )
     return again
-
-
-def read_config(run: Run) -> dict[str, Any]:
-    try:
-        return run.config
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        words = " ".join(str(error).split())
-        raise ValueError(f"{run.path / 'config.yaml'} is damaged: {words}") from error
 
 
 def vacant(run: Run, folder: Path | None) -> Path:
@@ -173,8 +164,8 @@ def vacant(run: Run, folder: Path | None) -> Path:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     there = Run(folder).manifest
-    same = there.get("config_hash") == run.manifest["config_hash"]
-    if not same or there["status"] == "finished":
+    same = Run(folder).hashes & run.hashes
+    if not same or there.get("status") == "finished":
         raise ValueError(
             f"--run_dir {folder} exists: name a new directory. To compare with a run that is in it: --against {folder}"
         )
@@ -253,7 +244,7 @@ def passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def environment(manifest: dict[str, Any]) -> dict[str, str]:
-    """With what and on what a run was made, as flat words."""
+    """The software, the machine and the data of a run, as flat names and values."""
     words: dict[str, str] = {}
     for section in PLACE:
         value = manifest[section]
@@ -263,7 +254,7 @@ def environment(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def print_environment(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """What differs in the environment, and that the rest does not."""
+    """Print the entries of the environment that differ, and how many are the same."""
     a, b = environment(then), environment(now)
     names = list({**a, **b})
     differing = [name for name in names if a.get(name) != b.get(name)]
@@ -290,13 +281,13 @@ def print_rows(rows: list[Row], rtol: float) -> None:
 
 
 def print_omitted(names: list[str]) -> None:
-    """Say which metrics were not compared."""
+    """Print the metrics that were not compared."""
     if names:
         print(f"not compared, because they measure the clock: {', '.join(names)}")
 
 
 def verdict(path: Path, again: Path, rows: list[Row], rtol: float) -> int:
-    """Say in one line how two runs compare, and return the exit status."""
+    """Print the result of the comparison in one line, and return the exit status."""
     verdicts = [row.verdict(rtol) for row in rows]
     counts = {v: verdicts.count(v) for v in ("identical", "within tolerance", "different")}
     worst = [v for v in counts if counts[v]][-1]

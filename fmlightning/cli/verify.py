@@ -29,7 +29,7 @@ def table(rows: Iterable[Row]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """`fmlightning verify`: print the table; non-zero where a row fails."""
     names = list(dict.fromkeys(type(schedule).__name__ for schedule in SCHEDULES))
-    parser = Parser("verify", "Check the theorems of flow matching on known laws.")
+    parser = Parser("verify", "Check the theorems of flow matching on known distributions.")
     parser.add_argument("--path", action="append", choices=names, help="this path only; repeatable")
     # torch's own, from the first use of forward-mode autodiff
     warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")

@@ -25,7 +25,8 @@ NOT_A_RESULT = (
     "guidance",
     "compile",
     "channels_last",
-    "ahead",
+    "prefetch",
+    "ahead",  # its name in an earlier version
     "snapshots",
     "eval_batch_size",
     "num_workers",

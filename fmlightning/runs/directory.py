@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 
 from fmlightning.runs.checksum import require_whole, sealed_step
 from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.legacy import translate
 
 RUN_FILES = {
     "config.yaml",
@@ -111,6 +113,16 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
+        """Its resolved config, under the names of today."""
+        return translate(self.saved_config, self.path / "config.yaml")
+
+    @property
+    def saved_config(self) -> dict[str, Any]:
+        """Its resolved config as it was written.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         file = self.path / "config.yaml"
         try:
             config = yaml.safe_load(file.read_text())
@@ -123,6 +135,14 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         return read_json(self.path / "manifest.json")
+
+    @property
+    def hashes(self) -> set[str]:
+        """The hash in its manifest, and that of its config under the names of today."""
+        found = {self.manifest["config_hash"]} if "config_hash" in self.manifest else set()
+        with suppress(OSError, ValueError):  # a config that is not there, or damaged
+            found.add(config_hash(self.config))
+        return found
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -175,7 +195,7 @@ class Run:
                 return path, wrong
         raise ValueError(
             f"{self.path} has no checkpoint that is whole: {'; '.join(wrong)}. "
-            "To start again and keep what is there: add --rerun true"
+            "To start again and keep what is there: add --rerun"
         )
 
 

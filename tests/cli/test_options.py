@@ -63,7 +63,7 @@ REFUSED = {
     "no config at all": (["fit"], ["model.network", "--config"]),
     "not a mapping": ([*MOONS, "--config=.gitignore"], [".gitignore"]),
     "unknown command": (["fitt"], ["fitt", "did you mean 'fit'?"]),
-    "no pair": (["sample", "run", "--guidance.t_range=0.5"], ["--guidance.t_range 0.5: must be a list such"]),
+    "no pair": (["sample", "run", "--guidance.t_range=0.5"], ["--guidance.t_range 0.5: must be a list of 2"]),
     "no run": (["sample", "nowhere"], ["nowhere", "config.yaml"]),
 }  # fmt: skip
 

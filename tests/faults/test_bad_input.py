@@ -59,7 +59,7 @@ def text(content):
 
 
 def other_class(path):
-    path.write_text(path.read_text().replace("fmlightning.nets.mlp.TimeMLP", "elsewhere.Net"))
+    path.write_text(path.read_text().replace("fmlightning.nets.TimeMLP", "elsewhere.Net"))
 
 
 LAST = "checkpoints/last.ckpt"
