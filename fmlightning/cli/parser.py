@@ -21,7 +21,7 @@ from torch import nn
 
 from fmlightning.cli.allowed import guarded
 from fmlightning.cli.messages import plain
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import FlowMetric
 
 UNKNOWN = "unknown option"
 
@@ -124,8 +124,8 @@ class FlowParser(LightningArgumentParser):
         ]
         found = {c for kind in kinds for c in subclasses(kind) if ours(c)}
         found -= {torch.optim.Optimizer, torch.optim.SparseAdam}
-        if Judge not in kinds:  # judges are modules, and no networks
-            found = {c for c in found if not issubclass(c, Judge)}
+        if FlowMetric not in kinds:  # metrics are modules, and no networks
+            found = {c for c in found if not issubclass(c, FlowMetric)}
         return sorted(c.__name__ for c in found)
 
     def parsers(self) -> Iterator[Any]:
@@ -167,7 +167,9 @@ def subclasses(kind: type) -> Iterator[type]:
 
 def ours(kind: type) -> bool:
     """Whether a class can be built and is worth naming."""
-    if issubclass(kind, nn.Module) and not issubclass(kind, Judge):  # of all modules, the networks
+    if issubclass(kind, nn.Module) and not issubclass(
+        kind, FlowMetric
+    ):  # of all modules, the networks
         inside = kind.__module__.startswith("fmlightning.nets.")
         return inside and {"x", "t", "y"} <= inspect.signature(kind.forward).parameters.keys()
     named = kind.__module__.startswith(("fmlightning.", "torch.optim."))

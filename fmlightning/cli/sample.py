@@ -1,5 +1,6 @@
 """`fmlightning sample RUN`: samples of a trained run, as a picture and as numbers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from fmlightning.flow.models import TrainedField
 from fmlightning.flow.precision import Precision
 from fmlightning.flow.solvers.ode import Method, ODESolver
 from fmlightning.flow.solvers.sampling import sample
+from fmlightning.flow.solvers.solution import Solution
+from fmlightning.metrics.evaluator import Evaluator, as_it_is
 from fmlightning.metrics.figures import plane, restored, tile
 from fmlightning.runs.directory import Run
 
@@ -52,14 +55,12 @@ def main(argv: list[str]) -> int:
             f"{folder / 'samples.npz'} exists: choose another folder with --out, or add --overwrite true"
         )
     index = torch.arange(options.first, options.first + options.n)
-    labels = chosen_labels(flow, index, options.label)
-    if flow.paired and data is not None:
-        labels = data.labels(index)
+    labels = labels_of(flow, data, options.label)
     size = min(options.batch_size, options.n)
     device = pick_device(options.device)
     flow = as_asked(flow, options.precision, options.compile, device, size)
     x, nfe = draw(flow, guided(flow, options), solver, index, labels, options, data)
-    files = write(folder, flow, x, index, labels)
+    files = write(folder, flow, x, index, labels(index))
     if flow.paired and data is not None and x.ndim == 4:
         rows = index[:100] % len(data.held_out["x1"])
         x0, x1 = (data.held_out[name][rows] for name in ("x0", "x1"))
@@ -222,10 +223,14 @@ def override(solver: ODESolver, options: Any) -> ODESolver:
     return changed
 
 
-def chosen_labels(flow: TrainedFlow, index: Tensor, label: int | None) -> Tensor | None:
-    """The class of each sample: all in turn, or one."""
+def labels_of(
+    flow: TrainedFlow, data: FlowData | None, label: int | None
+) -> Callable[[Tensor], Tensor | None]:
+    """The class of each sample number: all in turn, one, or those of the x0 that samples start from."""
+    if flow.paired and data is not None:
+        return data.labels
     if label is None:
-        return index % flow.num_classes if flow.num_classes else None
+        return lambda index: index % flow.num_classes if flow.num_classes else None
     if label >= flow.num_classes:
         known = (
             f"0 to {flow.num_classes - 1}"
@@ -233,7 +238,7 @@ def chosen_labels(flow: TrainedFlow, index: Tensor, label: int | None) -> Tensor
             else "none: the run is not conditional"
         )
         raise ValueError(f"--label {label} is not a class of this run; its classes are {known}")
-    return torch.full_like(index, label)
+    return lambda index: torch.full_like(index, label)
 
 
 def draw(
@@ -241,23 +246,27 @@ def draw(
     field: TrainedField,
     solver: ODESolver,
     index: Tensor,
-    labels: Tensor | None,
+    labels: Callable[[Tensor], Tensor | None],
     options: Any,
     data: FlowData | None = None,
 ) -> tuple[Tensor, int]:
     """The samples, decoded where they are latents, and the largest NFE of a batch."""
     device = pick_device(options.device)
     field, seed = field.to(device), flow.seed if options.seed is None else options.seed  # type: ignore[attr-defined]
+
+    def solve(index: Tensor, y: Tensor | None) -> Solution:
+        return sample(field, flow.source, solver, index, flow.event_shape, seed=seed, y=y)
+
+    decode = as_it_is if data is None else data.decode
+    evaluator = Evaluator(solve, device, options.batch_size, labels, decode)
     parts, nfe = [], 0
     with Progress() as progress:
         task = progress.add_task("sampling", total=len(index))
-        for rows in torch.arange(len(index)).split(options.batch_size):
-            y = None if labels is None else labels[rows].to(device)
-            numbers = index[rows].to(device)
-            solution = sample(field, flow.source, solver, numbers, flow.event_shape, seed=seed, y=y)
-            parts.append((solution.x if data is None else data.decode(solution.x)).cpu())
-            nfe = max(nfe, solution.nfe)
-            progress.advance(task, len(rows))
+        for block, _ in evaluator.blocks(index):
+            assert block.solution is not None
+            parts.append(block.x.cpu())
+            nfe = max(nfe, block.solution.nfe)
+            progress.advance(task, len(block.x))
     return torch.cat(parts), nfe
 
 

@@ -7,20 +7,18 @@ The hash covers what changes the result, not the machine it was computed on, so 
 later command finds the same directory. Reading one needs neither torch nor Lightning.
 """
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.checksum import require_whole, sealed_step
-
+from fmlightning.runs.config_hash import config_hash
 
 RUN_FILES = {
     "config.yaml",
@@ -43,12 +41,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 def runs_root() -> Path:
     """$FMLIGHTNING_RUNS, or `runs` in the current directory."""
     return Path(os.environ.get("FMLIGHTNING_RUNS", "runs"))
-
-
-
-
-
-
 
 
 def run_directory(config: dict[str, Any]) -> Path:
@@ -218,14 +210,6 @@ def folders(root: Path) -> list[Path]:
     return sorted(p for p in seen if is_run(p) or not p.is_symlink())
 
 
-
-
-
-
-
-
-
-
 def absent(checkpoint: Path) -> FileNotFoundError:
     """What to say of a checkpoint that is not there: which ones are."""
     run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
@@ -234,11 +218,3 @@ def absent(checkpoint: Path) -> FileNotFoundError:
         f"{checkpoint}: there is no such checkpoint. The checkpoints of {run}: {there}; "
         "name one of them, or the run for its newest"
     )
-
-
-
-
-
-
-
-

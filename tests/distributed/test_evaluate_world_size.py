@@ -9,7 +9,7 @@ import pytest
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 TOY = (
-    "toy/moons", "--trainer.max_steps=20", "--data.test_size=100", "--data.val_size=64", "--evaluation.judges=[]",
+    "toy/moons", "--trainer.max_steps=20", "--data.test_size=100", "--data.val_size=64", "--evaluation.metrics=[]",
 )  # fmt: skip
 DIGITS = (
     "images/digits", "--trainer.max_steps=20", "--model.network.channels=8", "--model.network.head_channels=8",
@@ -38,7 +38,7 @@ def within(name):
 def test_every_number_of_processes_says_the_same(fit, repository, case):
     config, judges, options = CASES[case]
     run = fit(*config)
-    argv = ("-m", "fmlightning", "evaluate", run, "--device=cpu", f"--judges={json.dumps(judges)}")
+    argv = ("-m", "fmlightning", "evaluate", run, "--device=cpu", f"--metrics={json.dumps(judges)}")
     found = {}
     for size in (1, 2, 4):
         launch = (sys.executable,) if size == 1 else (*TORCHRUN, f"--nproc-per-node={size}")

@@ -217,20 +217,20 @@ OPTIONS = {
         (*DIGITS, "--data.target=Moons"), ("--data.target", "unknown option", "--data.help")
     ),
     "judge misspelt": Row(
-        (*MOONS, "--evaluation.judges=[{class_path: Fid}]"),
-        ("--evaluation.judges Fid", "Wasserstein"),
+        (*MOONS, "--evaluation.metrics=[{class_path: Fid}]"),
+        ("--evaluation.metrics Fid", "Wasserstein"),
     ),
-    "judge not in a list": option("evaluation.judges=Wasserstein", "a list"),
+    "judge not in a list": option("evaluation.metrics=Wasserstein", "a list"),
     "judge of nothing": Row(
-        (*MOONS, "--evaluation.judges=[{class_path: Wasserstein, init_args: {size: 0}}]"),
-        ("evaluation.judges", "size=0", "at least 1"),
+        (*MOONS, "--evaluation.metrics=[{class_path: Wasserstein, init_args: {size: 0}}]"),
+        ("evaluation.metrics", "size=0", "at least 1"),
     ),
     "judge of images": Row(
-        (*MOONS, "--evaluation.judges=[{class_path: Frechet}]"), ("Frechet", "Wasserstein")
+        (*MOONS, "--evaluation.metrics=[{class_path: Frechet}]"), ("Frechet", "Wasserstein")
     ),
     "judge of labels": Row(
         (*DIGITS, "--data.labelled=false", "--model.network.num_classes=0"),
-        ("evaluation.judges", "labelled"),
+        ("evaluation.metrics", "labelled"),
     ),
     "judge of more than the data": option("data.test_size=512", "10000", "data.test_size"),
     "evaluation in blocks of 0": option("evaluation.batch_size=0", "at least 1"),
@@ -362,7 +362,7 @@ CONFIGS = {
         "model: {network: {class_path: timm.Net}}\n", "timm.Net", "--allow timm"
     ),
     "class of others in a list": config(
-        "evaluation: {judges: [{class_path: mine.Judge}]}\n", "mine.Judge", "--allow mine"
+        "evaluation: {metrics: [{class_path: mine.Metric}]}\n", "mine.Metric", "--allow mine"
     ),
     "unknown section": overlay(
         "modle: {predicts: noise}\n", "modle.predicts", "did you mean --model.predicts?"

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from fmlightning.flow.shapes import Labels
 from fmlightning.metrics.features.base import FeatureMetric, size_of
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
+from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
 
 
@@ -31,6 +32,8 @@ class InceptionScore(FeatureMetric):
         weights: file of Inception weights, as for Frechet.
         sha256: its digest.
     """
+
+    higher_is_better = by_name(inception_score=True, classifier_score=True)
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class InceptionScore(FeatureMetric):
         self.layer = "logits"
         self.name = self.named({"inception": "inception_score"}, "classifier_score")
 
-    def learn(self, real: ReferenceData) -> None:
+    def fit_features(self, real: ReferenceData) -> None:
         self.generated = self.entropies()
         if size_of(real, "test") >= self.num_samples:
             held_out = self.entropies()
@@ -61,7 +64,7 @@ class InceptionScore(FeatureMetric):
         found.update(*self.nothing())
         return found
 
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         self.generated.update(layers["logits"], index)
 
     def compute(self) -> dict[str, float]:

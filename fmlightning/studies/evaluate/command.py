@@ -1,7 +1,7 @@
 """`fmlightning evaluate RUN`: solvers x NFE x grids x guidance x weights, on the same noise.
 
 Each combination is a cell: a file in RUN/evaluations, written when its scores are complete. The same command again
-reads what is there and computes the rest. The samples of a cell are made once, and every judge sees them.
+reads what is there and computes the rest. The samples of a cell are made once, and every metric sees them.
 """
 
 import os
@@ -17,7 +17,7 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.order import Shard
 from fmlightning.flow.precision import Precision
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import FlowMetric
 from fmlightning.studies.evaluate.lists import BOOLEANS, FLOATS, INTEGERS, WORDS, Classes
 from fmlightning.studies.evaluate.scoring import Scorer
 from fmlightning.studies.evaluate.table import show
@@ -72,10 +72,10 @@ def parse(argv: list[str]) -> Any:
         help="Where fixed steps stop: UniformGrid,EDMGrid or a list of classes; by default the run's own.",
     )  # fmt: skip
     parser.add_argument(
-        "--judges",
-        type=list[Judge] | None,
+        "--metrics",
+        type=list[FlowMetric] | None,
         default=None,
-        help="By default evaluation.judges of the run.",
+        help="By default evaluation.metrics of the run.",
     )
     parser.add_argument(
         "--batch_size",

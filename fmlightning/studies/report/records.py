@@ -47,9 +47,9 @@ def final_record(run: Run, config: dict[str, Any]) -> Record | None:
     }
     if not scores and not last:
         return None
-    judges = (config.get("evaluation") or {}).get("judges") or []
+    configs = (config.get("evaluation") or {}).get("metrics") or []
     guidance = (config.get("model") or {}).get("guidance")
-    settings = {"judges": judges, "guidance": guidance, "solver": found.get("solver", "")}
+    settings = {"metric_configs": configs, "guidance": guidance, "solver": found.get("solver", "")}
     options = sampling(settings, scores.get("nfe")) if scores else {}
     return Record(FINAL, options, last | scores)
 
@@ -136,7 +136,7 @@ def sampling(content: dict[str, Any], nfe: float | None) -> Options:
         options |= dict(flat(guidance, "guidance"))
     if content.get("weaker"):
         options["guidance.weaker"] = str(content["weaker"])[:8]
-    return options | {"judges": short(content.get("judges") or [])}
+    return options | {"metrics": short(content.get("metric_configs", content.get("judges")) or [])}
 
 
 def written(text: str) -> Iterator[tuple[str, str]]:

@@ -30,10 +30,10 @@ from fmlightning.studies.sweep.samples import SAMPLING, sampled
 
 KEYS = ("name", "configs", "set", "axes", "samples", "seeds", "exclude", "evaluate")
 EVALUATE = (
-    "solvers", "nfe", "tolerances", "grids", "guidance", "ema", "judges", "batch_size", "seed", "device",
+    "solvers", "nfe", "tolerances", "grids", "guidance", "ema", "metrics", "batch_size", "seed", "device",
     "reference",
 )  # fmt: skip
-LISTS = ("solvers", "nfe", "tolerances", "grids", "guidance", "ema", "judges")
+LISTS = ("solvers", "nfe", "tolerances", "grids", "guidance", "ema", "metrics")
 OWN = {
     "seed_everything": "seeds", "experiment": "name", "run_dir": "name", "config": "configs",
     "ckpt_path": None, "rerun": None,

@@ -12,15 +12,15 @@ from fmlightning.flow.guidance import Guidance
 from fmlightning.metrics.figures import quality
 from fmlightning.metrics.transport import wasserstein2
 from fmlightning.runs.directory import Run
-from fmlightning.studies.evaluate.scoring import instantiate_judges
+from fmlightning.studies.evaluate.scoring import instantiate_metrics
 from fmlightning.studies.evaluate.table import headline, table
 
-JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
+METRICS = '--metrics=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 SMALL = (
     "--trainer.max_steps=20",
     "--data.test_size=100",
     "--data.val_size=64",
-    "--evaluation.judges=[]",
+    "--evaluation.metrics=[]",
 )
 
 
@@ -30,7 +30,7 @@ def run(fit):
 
 
 def evaluated(fmlightning, run, *options):
-    status, shown = fmlightning("evaluate", run, JUDGES, "--device=cpu", *options)
+    status, shown = fmlightning("evaluate", run, METRICS, "--device=cpu", *options)
     assert status == 0, shown
     return json.loads((run / "evaluations" / "evaluations.json").read_text())
 
@@ -78,8 +78,8 @@ def test_guidance_is_an_axis(fmlightning, fit):
         "images/digits", "--trainer.max_steps=2", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.class_dropout_prob=0.1",
     )  # fmt: skip
-    judges = '--judges=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
-    records = evaluated(fmlightning, run, judges, "--solvers=euler", "--nfe=2", "--guidance=1,3")
+    metrics = '--metrics=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
+    records = evaluated(fmlightning, run, metrics, "--solvers=euler", "--nfe=2", "--guidance=1,3")
     assert [r["guidance"]["scale"] for r in records] == [1, 3]
     assert [r["label"] for r in records] == ["euler", "euler, w = 3"]
     assert records[0]["metrics"] != records[1]["metrics"]
@@ -124,7 +124,7 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
 
 
 def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning, fit, run):
-    status, shown = fmlightning("evaluate", run, JUDGES, f"--weaker={run}")
+    status, shown = fmlightning("evaluate", run, METRICS, f"--weaker={run}")
     assert status == 2
     assert "does nothing at --guidance 1: add --guidance 1,2" in shown
     digits = fit(
@@ -132,7 +132,7 @@ def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning
         name="digits",
     )  # fmt: skip
     for argv in (
-        ("evaluate", run, JUDGES, f"--weaker={digits}", "--guidance=2"),
+        ("evaluate", run, METRICS, f"--weaker={digits}", "--guidance=2"),
         ("sample", run, f"--guidance.weaker={digits}", "--guidance.scale=2"),
     ):
         status, shown = fmlightning(*argv)
@@ -140,12 +140,12 @@ def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning
         assert f"weaker {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
 
 
-LIKELIHOOD = """--judges=[{"class_path": "NegativeLogLikelihood", "init_args": {
+LIKELIHOOD = """--metrics=[{"class_path": "NegativeLogLikelihood", "init_args": {
     "size": 8, "batch_size": 8, "rtol": 1e-3, "atol": 1e-3, "within": 1e9, "divergence": "hutchinson"}}]"""
 
 
 def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
-    """w = 1 is the model itself, whose likelihood the run's own judges have; w = 3 follows another field."""
+    """w = 1 is the model itself, whose likelihood the run's own metrics have; w = 3 follows another field."""
     run = fit(
         "images/digits", "--trainer.max_steps=30", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.class_dropout_prob=0.2", "--model.optimizer.lr=0.01",
@@ -157,14 +157,14 @@ def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
     assert found[1, 1] == found[2, 1]  # whatever the solver of the samples
     assert found[1, 3] == found[2, 3]
     assert abs(found[1, 1] - found[1, 3]) > 1e-2
-    judge = instantiate_judges([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
+    metric = instantiate_metrics([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
     flow, data = load_flow(run), instantiate_data(Run.open(run).config)
     data.setup("test")
-    judge.meet(data.seen)
+    metric.fit_reference(data.seen)
     for scale, field in ((1, flow.field), (3, flow.guided(Guidance(3.0)))):
-        judge.look(field, flow.source, None, 0, 1)
-        assert judge.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)
-        judge.reset()
+        metric.evaluate_model(field, flow.source, None, 0, 1)
+        assert metric.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)
+        metric.reset()
 
 
 def test_a_score_that_a_cell_lacks_is_a_dash_and_the_tolerances_have_no_panel():
@@ -220,14 +220,14 @@ def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option)
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(fmlightning, run, options, message):
-    status, shown = fmlightning("evaluate", run, JUDGES, *options)
+    status, shown = fmlightning("evaluate", run, METRICS, *options)
     assert status == 2
     assert message in shown
     assert "Traceback" not in shown
     assert not (run / "evaluations").exists()
 
 
-def test_budgets_are_looked_at_before_judges(fmlightning, run):
+def test_budgets_are_looked_at_before_metrics(fmlightning, run):
     status, shown = fmlightning("evaluate", run, "--nfe=0")
     assert status == 2
     assert "--nfe [0]" in shown
