@@ -129,14 +129,14 @@ class Scorer:
         point = AffinePath(Linear()).sample(
             x0, x1, torch.rand(n, generator=generator).to(self.device)
         )
-        rows = Key(1).rows(torch.arange(n, device=self.device))
+        streams = Key(1).streams(torch.arange(n, device=self.device))
         optimizer = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
         weights = [p.detach() for p in net.parameters()]
         average = [w.clone() for w in weights]
 
         def step() -> None:
             optimizer.zero_grad()
-            mean_cfm_loss(net, Linear(), point, rows=rows).backward()
+            mean_cfm_loss(net, Linear(), point, streams=streams).backward()
             optimizer.step()
             if averaged:
                 torch._foreach_lerp_(average, weights, 1 - DECAY)

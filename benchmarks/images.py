@@ -59,8 +59,8 @@ def our_step(dropout: float) -> Callable[[], None]:
         x0 = torch.randn(x1.shape, generator=now.fold("x0").generator())
         t = torch.rand(BATCH, generator=now.fold("time").generator())
         optimizer.zero_grad()
-        rows = now.fold("network").rows(index)
-        mean_cfm_loss(net, path.schedule, path.sample(x0, x1, t), rows=rows).backward()
+        streams = now.fold("network").streams(index)
+        mean_cfm_loss(net, path.schedule, path.sample(x0, x1, t), streams=streams).backward()
         optimizer.step()
 
     return step

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmlightning.__main__ import main as fmlightning
-from fmlightning.data.images.base import LEVELS
+from fmlightning.data.images.base import NUM_BINS
 from fmlightning.data.images.digits import DigitsData
 from fmlightning.data.images.photos import PhotosData
 from fmlightning.flow.determinism import seeded
@@ -96,7 +96,7 @@ def digits() -> tuple[nn.Module, Draw]:
             order = torch.randperm(len(pixels), generator=GENERATOR)
             for index in order.split(96)[: len(pixels) // 96]:
                 u = torch.rand(96, 1, 8, 8, generator=GENERATOR)
-                x1 = dequantise(pixels[index], u, data.levels)
+                x1 = dequantise(pixels[index], u, data.num_bins)
                 yield torch.randn(96, 1, 8, 8, generator=GENERATOR), x1, labels[index]
 
     return net, batches().__next__
@@ -115,7 +115,7 @@ def photos() -> tuple[nn.Module, Draw]:
                 pixels = train.pixels[index]
                 mirrored = torch.rand(PHOTOS, 1, 1, 1, generator=GENERATOR) < 0.5
                 pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-                x1 = dequantise(pixels, torch.rand(shape, generator=GENERATOR), LEVELS)
+                x1 = dequantise(pixels, torch.rand(shape, generator=GENERATOR), NUM_BINS)
                 yield torch.randn(shape, generator=GENERATOR), x1, train.labels[index]
 
     return net, batches().__next__

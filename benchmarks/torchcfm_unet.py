@@ -8,7 +8,7 @@ from torchcfm.models.unet.unet import AttentionBlock
 from fmlightning.nets.adapter import Adapter
 from fmlightning.nets.embeddings import HALF, Dropout
 from fmlightning.nets.size import multiply_adds, parameter_count
-from fmlightning.nets.unet import Attention, UNet
+from fmlightning.nets.unet import SpatialAttention, UNet
 
 SHAPE = (3, 32, 32)
 MULT, BLOCKS, HEADS = (1, 2, 2, 2), 2, 4
@@ -41,7 +41,7 @@ def work(net: nn.Module) -> dict[str, float]:
     return {
         "parameters": parameter_count(net),
         "multiply-adds": multiply_adds(called, SHAPE) or 0,
-        "attentions": sum(isinstance(m, Attention | AttentionBlock) for m in net.modules()),
+        "attentions": sum(isinstance(m, SpatialAttention | AttentionBlock) for m in net.modules()),
         "layers of dropout": len(drops),
         "dropout": max(drops),
     }
@@ -70,7 +70,7 @@ def copy_weights(source: nn.Module, target: UNet) -> None:
     cosines, sines = first.clone().chunk(2, 1)
     first.copy_(torch.cat((sines.flip(1), cosines.flip(1)), 1))
     for layer in target.modules():
-        if isinstance(layer, Attention):
+        if isinstance(layer, SpatialAttention):
             for p in (p.data for p in layer.qkv.parameters()):
                 by_head = p.unflatten(
                     0, (-1, 3, layer.head_channels)

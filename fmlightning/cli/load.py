@@ -29,7 +29,7 @@ class TrainedFlow:
         class_dropout_prob: how often labels were hidden in training.
         event_shape: the shape of one sample.
         num_classes: number of labels, 0 for none.
-        levels: grey levels of images, or None.
+        num_bins: how many values a pixel of an image has, or None.
         seed: of the run.
         paired: whether samples start from x0 of the data; `source` then has none until it is given.
         latent: whether a sample is a latent, which the run's data decodes.
@@ -43,7 +43,7 @@ class TrainedFlow:
     class_dropout_prob: float
     event_shape: tuple[int, ...]
     num_classes: int
-    levels: int | None
+    num_bins: int | None
     seed: int
     paired: bool = False
     latent: bool = False
@@ -101,7 +101,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         model.class_dropout_prob,
         tuple(flow["event_shape"]),
         flow["num_classes"],
-        flow["levels"],
+        flow["num_bins"] if "num_bins" in flow else flow["levels"],  # of older checkpoints
         model.seed,
         flow.get("paired", False),
         flow.get("latent", False),

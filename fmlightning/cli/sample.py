@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         if options.guidance.weaker:
             flow = away_from(flow, options.guidance.weaker, options.ema, "--guidance.weaker")
     if flow.paired and data is not None:
-        flow = replace(flow, source=data.starts)
+        flow = replace(flow, source=data.source_points)
     solver = override(flow.solver, options)
     guided(flow, options)  # refuses what the run was not trained for, before anything is written
     folder = Path(options.out) if options.out else Run.open(options.run).path / "samples"

@@ -18,7 +18,7 @@ from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import PairedSource
 
 
-class PairedBatches(Protocol):
+class StepBatches(Protocol):
     """Batches by step, each with its x0, until they are closed."""
 
     def __call__(self, step: int) -> Batch: ...
@@ -41,12 +41,12 @@ class FlowData(LightningDataModule):
     num_classes: int = 0
     """How many labels there are; 0 means none."""
 
-    levels: int | None = None
-    """Number L of grey levels of images scaled as x = 2 (k + u) / L - 1; None for other data."""
+    num_bins: int | None = None
+    """How many values L a pixel has, for images scaled as x = 2 (k + u) / L - 1; None for other data."""
 
     class_names: tuple[str, ...] = ()
 
-    gives_x0: bool = False
+    paired: bool = False
     """Whether batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
@@ -58,14 +58,14 @@ class FlowData(LightningDataModule):
         self.seed = seed
         self.key = Key(seed).fold("data")
         self.start = 0
-        self.paired = 0
+        self.pool_size = 0
         """How many held-out samples are paired with their x0 at a time; 0 pairs none."""
-        self.pair: Callable[[Callable[[int], Batch]], PairedBatches] | None = None
+        self.pair: Callable[[Callable[[int], Batch]], StepBatches] | None = None
         """What makes paired batches of a step's batches, where x0 depends on x1."""
-        self.pairs: PairedBatches | None = None
-        self.processes = Shard()
+        self.pairs: StepBatches | None = None
+        self.default_shard = Shard()
         """This process's share where no trainer says so."""
-        self.whole: FlowData | None = None
+        self.parent: FlowData | None = None
         """The data set that this one is part of."""
 
     @property
@@ -110,7 +110,7 @@ class FlowData(LightningDataModule):
 
     def labels(self, index: Tensor) -> Tensor | None:
         """The classes to generate for sample numbers: each in turn, or None without classes."""
-        if self.gives_x0:
+        if self.paired:
             y = self.held_out.get("y")
             return None if y is None else y.to(index.device)[index % len(y)]
         return index % self.num_classes if self.num_classes else None
@@ -121,25 +121,25 @@ class FlowData(LightningDataModule):
         return self.eval_samples("test")
 
     @property
-    def starts(self) -> PairedSource:
+    def source_points(self) -> PairedSource:
         """The x0 that samples start at, where batches bring x0."""
         return PairedSource(self.held_out["x0"])
 
     # -- what a sample looks like -------------------------------------------------------------------
 
     @property
-    def seen(self) -> "FlowData":
+    def pixel_data(self) -> "FlowData":
         """The data that judges and pictures compare with: itself, or the images that latents stand for."""
         return self
 
     def decode(self, x: Tensor) -> Tensor:
-        """Generated samples as judges and pictures see them, (B, *seen.event_shape)."""
+        """Generated samples as judges and pictures see them, (B, *pixel_data.event_shape)."""
         return x
 
-    def become_part(self, whole: "FlowData") -> None:
-        """Take the batches, the seed and the share of the data set that this one is part of."""
-        self.whole, self.seed, self.key = whole, whole.seed, whole.key
-        self.batch_size, self.eval_batch_size = whole.batch_size, whole.eval_batch_size
+    def attach_to(self, parent: "FlowData") -> None:
+        """Take the batch sizes, the seed and the share of the data set that this one is part of."""
+        self.parent, self.seed, self.key = parent, parent.seed, parent.key
+        self.batch_size, self.eval_batch_size = parent.batch_size, parent.eval_batch_size
         if (order := getattr(self, "order", None)) is not None:
             self.order = replace(order, batch_size=self.batch_size, key=self.key)
 
@@ -147,10 +147,10 @@ class FlowData(LightningDataModule):
 
     @property
     def shard(self) -> Shard:
-        if self.whole is not None:
-            return self.whole.shard
+        if self.parent is not None:
+            return self.parent.shard
         if self.trainer is None:
-            return self.processes
+            return self.default_shard
         return Shard(self.trainer.global_rank, self.trainer.world_size)
 
     def setup(self, stage: str) -> None:
@@ -189,16 +189,16 @@ class FlowData(LightningDataModule):
 
     @property
     def eval_block(self) -> int:
-        """Samples in a block: a multiple of those that are `paired` at a time."""
-        if not self.paired:
+        """Samples in a block: a multiple of those that are paired at a time."""
+        if not self.pool_size:
             return self.eval_batch_size
-        return max(1, self.eval_batch_size // self.paired) * self.paired
+        return max(1, self.eval_batch_size // self.pool_size) * self.pool_size
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         """Tensors of the shapes of `eval_samples`, perhaps without content, for what asks no more."""
         return self.eval_samples(split)
 
-    def glimpse(self, split: str, size: int) -> Batch:
+    def preview(self, split: str, size: int) -> Batch:
         """At least `size` of `eval_samples`, spread over the set, or all, for pictures."""
         return self.eval_samples(split)
 

@@ -32,7 +32,7 @@ class PointsFile(Source):
         ValueError: it holds no table of finite numbers, or too few rows to share out.
     """
 
-    uniforms = 1
+    num_uniforms = 1
 
     def __init__(self, file: str, standardize: bool = False) -> None:
         self.file, self.standardize = file, standardize

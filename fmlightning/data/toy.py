@@ -53,15 +53,15 @@ class ToyData(FlowData):
         self.sizes = {"val": val_size, "test": test_size, "reference": test_size}
         self.endless_steps = steps_per_epoch
         self.order: Order | None = None
-        self.drawn: tuple[tuple[int, int, int], torch.Tensor] | None = None
+        self.cached: tuple[tuple[int, int, int], torch.Tensor] | None = None
         if train_size is not None:
             self.order = Order(train_size, batch_size, self.key)
             self.points = self.draw("train", train_size)
 
     def draw(self, split: str, size: int) -> torch.Tensor:
         """The fixed sample of a split; it does not depend on the seed of the run."""
-        rows = Key(0).fold("toy", split).rows(torch.arange(size))
-        return self.target.part(split).rows(rows, self.event_shape)
+        streams = Key(0).fold("toy", split).streams(torch.arange(size))
+        return self.target.part(split).sample_keyed(streams, self.event_shape)
 
     @property
     def splits(self) -> dict[str, str]:
@@ -85,20 +85,20 @@ class ToyData(FlowData):
     def train_batch(self, step: int, rows: slice) -> Batch:
         if self.order is not None:
             return {"x1": self.points[self.order.indices(step)[rows]]}
-        group, place = divmod(step, self.together)
+        group, place = divmod(step, self.steps_at_once)
         name = (self.key.seed, self.batch_size, group)
-        if self.drawn is None or self.drawn[0] != name:
-            self.drawn = (name, self.new_points(group))
-        return {"x1": self.drawn[1][place, rows]}
+        if self.cached is None or self.cached[0] != name:
+            self.cached = (name, self.new_points(group))
+        return {"x1": self.cached[1][place, rows]}
 
     @property
-    def together(self) -> int:
+    def steps_at_once(self) -> int:
         """How many steps' points are drawn at once."""
         return steps_per_draw((self.batch_size, *self.event_shape))
 
     def new_points(self, group: int) -> torch.Tensor:
         """The points of a group of steps; of all processes, each of which takes its rows."""
-        shape = (self.together, self.batch_size, *self.event_shape)
+        shape = (self.steps_at_once, self.batch_size, *self.event_shape)
         generator = self.key.fold("points", group).generator()
         points = self.trained_on.sample((shape[0] * shape[1], *shape[2:]), generator)
         return points.reshape(shape)

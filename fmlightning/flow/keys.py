@@ -5,7 +5,7 @@ A `Key` names a stream of random numbers; `fold` derives another from it:
     Key(seed).fold("noise", step)
 
 and gives numbers in two ways. `generator` seeds torch's own generator: the fastest draw for a whole
-batch, whose row i depends on the key, the row and the batch size. `rows` is counter-based: row i
+batch, whose row i depends on the key, the row and the batch size. `streams` is counter-based: row i
 depends on the key and on `index[i]` alone, so sample 137 is the same in any batch, on any process
 and on any device. Neither reads or moves a global random state.
 
@@ -58,16 +58,16 @@ class Key:
         """
         return torch.Generator(device).manual_seed(self.seed)
 
-    def rows(self, index: Int[Tensor, " B"]) -> "Rows":
+    def streams(self, index: Int[Tensor, " B"]) -> "KeyedStreams":
         """One stream for each sample index."""
         words = torch.tensor([self.seed & MASK, self.seed >> 32], device=index.device)
-        return Rows(words, index.long())
+        return KeyedStreams(words, index.long())
 
 
-class Rows(NamedTuple):
-    """One random stream for each row of a batch: a pair of tensors, so it passes through compiled code.
+class KeyedStreams(NamedTuple):
+    """One random stream for each sample of a batch: a pair of tensors, so it passes through compiled code.
 
-    `stream` numbers unrelated draws from the same rows (for example, the dropout layers of a network).
+    `stream` numbers unrelated draws of the same samples (for example, the dropout layers of a network).
     """
 
     words: Tensor
@@ -85,8 +85,8 @@ class Rows(NamedTuple):
     def mask_bits(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
         """Independent 16-bit numbers, as int16 in [-2**15, 2**15): cheap ones, for masks.
 
-        Four are the SplitMix64 word j of a row, mix(start + (j + 1) step), where the start is mixed of key, index and
-        stream, and the odd step of the start, as when a SplittableRandom splits.
+        Four are the SplitMix64 word j of a sample, mix(start + (j + 1) step), where the start is mixed of key, index
+        and stream, and the odd step of the start, as when a SplittableRandom splits.
         """
         start = mix((self.words[1] << 32) + self.words[0] + GOLDEN * (self.index + 1))
         start = mix(start + (GOLDEN * (stream + 1) + 2**63) % 2**64 - 2**63)[:, None]

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import (
     Field,
@@ -245,12 +245,12 @@ def gradients(y: Tensor, x: Tensor, direction: Tensor, differentiable: bool) -> 
 
 
 def hutchinson_probe(
-    rows: Rows, like: Points, law: Literal["rademacher", "gaussian"] = "rademacher"
+    streams: KeyedStreams, like: Points, law: Literal["rademacher", "gaussian"] = "rademacher"
 ) -> Points:
     """Keyed noise z with E z z^T = I, one for each sample.
 
     Args:
-        rows: keyed streams of the samples.
+        streams: keyed streams of the samples.
         like: the data, for shape and precision.
         law: rademacher, signs, has the least variance, 2 sum_{i != j} S_ij^2 with S the symmetric part of dv/dx;
             gaussian adds 2 sum_i S_ii^2.
@@ -258,24 +258,24 @@ def hutchinson_probe(
     if law not in ("rademacher", "gaussian"):
         raise ValueError(f"law={law!r} is unknown; choose rademacher or gaussian")
     if law == "gaussian":
-        return rows.normal(like.shape[1:], dtype=like.dtype)
-    return (2 * (rows.bits(like[0].numel()) & 1) - 1).to(like.dtype).reshape(like.shape)
+        return streams.normal(like.shape[1:], dtype=like.dtype)
+    return (2 * (streams.bits(like[0].numel()) & 1) - 1).to(like.dtype).reshape(like.shape)
 
 
-def bits_per_dimension(log_prob: PerSample, dims: int, levels: int) -> PerSample:
+def bits_per_dimension(log_prob: PerSample, dims: int, num_bins: int) -> PerSample:
     """Bits per dimension of dequantised data, from its log-density in nats.
 
-        -log p / (dims ln 2) + log2(levels / 2)
+        -log p / (dims ln 2) + log2(num_bins / 2)
 
-    The offset is the width 2 / levels of a bin, for data scaled as x = 2 (k + u) / levels - 1: 7 for 8-bit images.
+    The offset is the width 2 / num_bins of a bin, for data scaled as x = 2 (k + u) / num_bins - 1: 7 for 8-bit images.
 
     Args:
         dims: numbers in one sample.
-        levels: grey levels; 256 for 8-bit images.
+        num_bins: how many values a pixel has; 256 for 8-bit images.
     """
-    if not (dims > 0 and levels > 1):
-        raise ValueError(f"dims={dims} must be positive and levels={levels} at least 2")
-    return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
+    if not (dims > 0 and num_bins > 1):
+        raise ValueError(f"dims={dims} must be positive and num_bins={num_bins} at least 2")
+    return -log_prob / (dims * math.log(2)) + math.log2(num_bins / 2)
 
 
 def log_abs_det(f: Map, x: Points) -> tuple[Points, PerSample]:

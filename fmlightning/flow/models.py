@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.predictions import (
     EndPoints,
     Prediction,
@@ -27,7 +27,7 @@ from fmlightning.flow.sources import Source
 class Network(Protocol):
     """A prediction of x's shape from a point x (B, *S), its time t (B,) and perhaps a label y (B,).
 
-    A network that drops out while training takes one more argument, `rows`, and draws from it, so that its
+    A network that drops out while training takes one more argument, `streams`, and draws from it, so that its
     masks are keyed by sample (see `fmlightning.nets.embeddings.Dropout`); one whose `draws` is false is not given it.
     """
 
@@ -42,7 +42,7 @@ def evaluate(
     x: Points,
     t: Times,
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Points:
     """The network's output in x's precision, for an input scaled as the schedule asks and a time for each sample.
 
@@ -52,7 +52,7 @@ def evaluate(
         ValueError: t is no time of the path, or the output has not the shape of x.
     """
     require_times(t, len(x))
-    return output(network, schedule, x, t, y, rows)
+    return output(network, schedule, x, t, y, streams)
 
 
 def output(
@@ -61,7 +61,7 @@ def output(
     x: Points,
     t: Times,
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Points:
     """`evaluate` at times that have been looked at, as those of a `PathSample` have."""
     t, dtype = t.expand(len(x)), x.dtype
@@ -70,7 +70,7 @@ def output(
     if isinstance(network, nn.Module):
         wanted = precision(network) or dtype
         x = x if x.dtype == wanted else x.to(wanted)
-    keyed = {} if rows is None else {"rows": rows}
+    keyed = {} if streams is None else {"streams": streams}
     out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
     if out.shape != x.shape:
         raise ValueError(

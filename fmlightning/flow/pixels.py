@@ -1,4 +1,4 @@
-r"""Images of L grey levels as points of a flow.
+r"""Images with L pixel values as points of a flow.
 
     x = 2 (k + u) / L - 1,   k in {0, ..., L - 1},   u ~ U(0, 1)                           (1)
 
@@ -14,19 +14,21 @@ from torch import Tensor
 from fmlightning.flow.shapes import require_like
 
 
-def dequantise(pixels: Tensor, u: Tensor, levels: int) -> Tensor:
-    """Equation (1), from integer levels k and uniform numbers u of the same shape."""
+def dequantise(pixels: Tensor, u: Tensor, num_bins: int) -> Tensor:
+    """Equation (1), from integer pixel values k and uniform numbers u of the same shape."""
     require_like("u", u, "pixels", pixels)
     x = pixels + u
-    return x.mul_(2).div_(levels).sub_(1)  # in place: x is new, and a batch of pictures large
+    return x.mul_(2).div_(num_bins).sub_(1)  # in place: x is new, and a batch of images large
 
 
-def quantise(x: Tensor, levels: int) -> Tensor:
-    """The level k of each value: the inverse of (1) for any u; values outside [-1, 1] are clamped.
+def quantise(x: Tensor, num_bins: int) -> Tensor:
+    """Pixel values k: the inverse of (1) for any u; values outside [-1, 1] are clamped.
 
     Args:
-        levels: 2 to 256, as the levels are bytes.
+        num_bins: 2 to 256, as pixel values are bytes.
     """
-    if not 2 <= levels <= 256:
-        raise ValueError(f"levels={levels} must lie in [2, 256]: levels are kept as bytes")
-    return ((x + 1) / 2 * levels).floor().clamp(0, levels - 1).to(torch.uint8)
+    if not 2 <= num_bins <= 256:
+        raise ValueError(
+            f"num_bins={num_bins} must lie in [2, 256]: pixel values are kept as bytes"
+        )
+    return ((x + 1) / 2 * num_bins).floor().clamp(0, num_bins - 1).to(torch.uint8)

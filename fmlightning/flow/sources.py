@@ -1,7 +1,7 @@
 r"""Laws one can draw from: what a flow starts at.
 
 A law is a map of uniform and normal numbers to points, so that it can be drawn in two ways: a whole batch
-from one generator (`sample`), or row by row from keyed streams (`rows`), where row i is the same in any batch.
+from one generator (`sample`), or row by row from keyed streams (`sample_keyed`), where row i is the same in any batch.
 """
 
 import math
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import PerSample, Points
 
 
 class Source(ABC):
-    """A law p0 or q. `uniforms` and `transform` define it; `log_prob` where it is known."""
+    """A law p0 or q. `num_uniforms` and `transform` define it; `log_prob` where it is known."""
 
-    uniforms: int = 0
+    num_uniforms: int = 0
     """How many uniform numbers one sample takes, beside one normal number for each of its dimensions."""
 
     event_shape: tuple[int, ...] | None = None
@@ -28,9 +28,12 @@ class Source(ABC):
     gaussian: bool = False
     """Whether the law is N(0, I), which scores and stochastic samplers need."""
 
+    paired: bool = False
+    """True where each x0 comes with its x1, from the data: there is nothing to draw."""
+
     @abstractmethod
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
-        """Points from uniform numbers u (B, uniforms) in (0, 1) and normal numbers z (B, *S)."""
+        """Points from uniform numbers u (B, num_uniforms) in (0, 1) and normal numbers z (B, *S)."""
 
     def log_prob(self, x: Points) -> PerSample:
         """Log-density in nats.
@@ -51,17 +54,17 @@ class Source(ABC):
         """A batch of shape (B, *S), drawn on the generator's device."""
         self.check(shape)
         device = generator.device
-        u = torch.rand(shape[0], self.uniforms, generator=generator, device=device, dtype=dtype)
+        u = torch.rand(shape[0], self.num_uniforms, generator=generator, device=device, dtype=dtype)
         z = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
         return self.transform(u, z)
 
-    def rows(
-        self, rows: Rows, event_shape: Sequence[int], dtype: torch.dtype = torch.float32
+    def sample_keyed(
+        self, streams: KeyedStreams, event_shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """One sample for each row of a keyed stream, (B, *S)."""
-        self.check((len(rows.index), *event_shape))
-        u = rows.uniform((self.uniforms,), stream=1, dtype=dtype)
-        return self.transform(u, rows.normal(event_shape, dtype=dtype))
+        self.check((len(streams.index), *event_shape))
+        u = streams.uniform((self.num_uniforms,), stream=1, dtype=dtype)
+        return self.transform(u, streams.normal(event_shape, dtype=dtype))
 
     def part(self, split: str) -> "Source":
         """The law that a split of the data is drawn from: itself, unless it is a finite set that is shared out."""
@@ -101,6 +104,8 @@ class PairedSource(Source):
 
     points: Tensor = field(repr=False)
 
+    paired = True
+
     @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(self.points.shape[1:])
@@ -113,13 +118,13 @@ class PairedSource(Source):
         """
         raise ValueError("x0 comes with the data: there is no law to draw it from")
 
-    def rows(
-        self, rows: Rows, event_shape: Sequence[int], dtype: torch.dtype = torch.float32
+    def sample_keyed(
+        self, streams: KeyedStreams, event_shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
         if not len(self.points):
             raise ValueError(
                 "x0 comes with the data, and this model was loaded without it: give x0 to the solver yourself"
             )
-        self.check((len(rows.index), *event_shape))
-        chosen = rows.index.to(self.points.device) % len(self.points)
-        return self.points[chosen].to(rows.index.device, dtype)
+        self.check((len(streams.index), *event_shape))
+        chosen = streams.index.to(self.points.device) % len(self.points)
+        return self.points[chosen].to(streams.index.device, dtype)

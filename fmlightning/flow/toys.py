@@ -32,7 +32,7 @@ class EightGaussians(Toy):
     radius: float = 5.0
     std: float = 0.562
 
-    uniforms = 1
+    num_uniforms = 1
 
     def centres(self, like: Tensor) -> Tensor:
         """The eight centres, (8, 2)."""
@@ -61,7 +61,7 @@ class Moons(Toy):
     shift: float | tuple[float, float] = -1.0
     noise: float = 0.05
 
-    uniforms = 2
+    num_uniforms = 2
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         angle, inner = math.pi * u[:, 1], u[:, 0] < 0.5
@@ -80,7 +80,7 @@ class Checkerboard(Toy):
 
     extent: float = 4.0
 
-    uniforms = 3
+    num_uniforms = 3
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         square = (8 * u[:, 0]).long().clamp(max=7)
@@ -108,7 +108,7 @@ class SCurve(Toy):
     scale: float = 1.0
     noise: float = 0.05
 
-    uniforms = 1
+    num_uniforms = 1
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         angle = 3 * math.pi * (u[:, 0] - 0.5)
@@ -128,7 +128,7 @@ class Rings(Toy):
     radii: tuple[float, ...] = (1.0, 2.0, 3.0)
     noise: float = 0.08
 
-    uniforms = 2
+    num_uniforms = 2
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         radii = torch.tensor(self.radii, dtype=z.dtype, device=z.device)
@@ -149,7 +149,7 @@ class Spirals(Toy):
     scale: float = 4.0
     noise: float = 0.1
 
-    uniforms = 2
+    num_uniforms = 2
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         radius = u[:, 1].sqrt()
@@ -170,7 +170,7 @@ class SwissRoll(Toy):
     scale: float = 0.2
     noise: float = 0.25
 
-    uniforms = 1
+    num_uniforms = 1
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         angle = 1.5 * math.pi * (1 + 2 * u[:, 0])
@@ -198,7 +198,7 @@ class Pinwheel(Toy):
     rate: float = 0.25
     scale: float = 2.0
 
-    uniforms = 1
+    num_uniforms = 1
 
     def __post_init__(self) -> None:
         if self.arms < 1:

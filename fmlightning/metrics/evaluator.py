@@ -198,10 +198,10 @@ def check_metrics(metrics: Iterable[FlowMetric], data: SampledData) -> None:
     Raises:
         ValueError: one of them says so, or scores the density of latents as if it were that of images.
     """
-    held_out = data.seen.outline("test")
+    held_out = data.pixel_data.shapes("test")
     for metric in metrics:
-        metric.check(held_out["x1"], held_out.get("y"), data.levels)
-        if isinstance(metric, ModelMetric) and data.seen.event_shape != data.event_shape:
+        metric.check(held_out["x1"], held_out.get("y"), data.num_bins)
+        if isinstance(metric, ModelMetric) and data.pixel_data.event_shape != data.event_shape:
             raise ValueError(
                 f"evaluation.metrics: {type(metric).__name__} scores the model on images, and this one is of the "
                 f"latents of {type(data).__name__}; take metrics of samples, such as Frechet"

@@ -66,11 +66,11 @@ class NegativeLogLikelihood(ModelMetric):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
         self.held_out = held_out[: self.size]
         self.labels = labels[1][: self.size] if labels else None
-        self.levels = levels
+        self.num_bins = num_bins
 
     def update(self, values: Tensor) -> None:
         """Take the numbers that `score` gives for some points, (B, 3)."""
@@ -102,8 +102,8 @@ class NegativeLogLikelihood(ModelMetric):
             False
         ):  # where the network looks labels up while gradients are on
             y = None if self.labels is None else self.labels.clone().to(index.device)[index.clone()]
-        rows = Key(0).fold("probe").rows(index)
-        probe = hutchinson_probe(rows, x1) if self.divergence == "hutchinson" else None
+        streams = Key(0).fold("probe").streams(index)
+        probe = hutchinson_probe(streams, x1) if self.divergence == "hutchinson" else None
         found = likelihood(
             field.given(y), x1, source, field.schedule, self.solver, interval=field.interval, probe=probe
         )  # fmt: skip
@@ -121,10 +121,10 @@ class NegativeLogLikelihood(ModelMetric):
             )
             return scores
         scores["nll"] = -float(log_p.mean())
-        if self.levels is not None:
+        if self.num_bins is not None:
             dims = self.held_out[0].numel()
             scores["bits_per_dimension"] = float(
-                bits_per_dimension(log_p, dims, self.levels).mean()
+                bits_per_dimension(log_p, dims, self.num_bins).mean()
             )
         return scores if bool(log_q.isnan().any()) else scores | divergence_scores(log_p, log_q)
 

@@ -53,7 +53,7 @@ class FlowMetric(Metric):
         """Take the real samples of a DataModule: whole, but for metrics of sets that fit into no memory."""
         reference, held_out = real.eval_samples("reference"), real.eval_samples("test")
         labels = (reference["y"], held_out["y"]) if "y" in held_out else None
-        self.prepare(reference["x1"], held_out["x1"], labels, real.levels)
+        self.prepare(reference["x1"], held_out["x1"], labels, real.num_bins)
 
     def provenance(self) -> dict[str, str]:
         """The files that the scores depend on beside the samples, by name, for their record."""
@@ -65,7 +65,7 @@ class FlowMetric(Metric):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
         """Take the real samples.
 
@@ -73,13 +73,13 @@ class FlowMetric(Metric):
             reference: what generated samples are compared with, or classifiers are trained on.
             held_out: as many real samples as the metric wants, independent of the reference.
             labels: the classes of both, if there are any.
-            levels: number of grey levels of images, as in `FlowData.levels`.
+            num_bins: number of values of a pixel, as in `FlowData.num_bins`.
 
         Raises:
             ValueError: the data do not suit this metric.
         """
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         """Refuse early, and at no cost, what `prepare` would refuse.
 
         Raises:

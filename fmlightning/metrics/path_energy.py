@@ -55,13 +55,13 @@ class PathEnergy(ModelMetric):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
-        self.check(held_out, None, levels)
+        self.check(held_out, None, num_bins)
         self.held_out = held_out[: self.subsets * self.size]
         self.labels = labels[1][: self.subsets * self.size] if labels else None
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         if len(held_out) < self.subsets * self.size:
             raise ValueError(
                 f"evaluation.metrics: PathEnergy needs subsets x size = {self.subsets * self.size} real samples and "

@@ -25,13 +25,13 @@ class ReferenceData(Protocol):
     def num_classes(self) -> int: ...
 
     @property
-    def levels(self) -> int | None: ...
+    def num_bins(self) -> int | None: ...
 
     @property
     def fingerprint(self) -> str | None:
         """A digest of the reference, or None: then nothing about it is kept."""
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         """Tensors of the shapes of `eval_samples`, perhaps without content."""
 
     def eval_samples(self, split: str) -> Batch:
@@ -45,7 +45,7 @@ class SampledData(Protocol):
     """The data of a flow, as far as its evaluation needs them; every `FlowData` is one."""
 
     @property
-    def seen(self) -> ReferenceData:
+    def pixel_data(self) -> ReferenceData:
         """The data that generated samples are compared with, after decoding."""
 
     @property
@@ -53,7 +53,7 @@ class SampledData(Protocol):
         """The shape of one sample of the flow."""
 
     @property
-    def levels(self) -> int | None: ...
+    def num_bins(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class ReferenceSamples:
         reference: what generated samples are compared with.
         held_out: independent of the reference.
         labels: the classes of both, if there are any.
-        levels: number of grey levels of images, as in `FlowData.levels`.
+        num_bins: number of values of a pixel, as in `FlowData.num_bins`.
     """
 
     reference: Points
     held_out: Points
     labels: tuple[Labels, Labels] | None = None
-    levels: int | None = None
+    num_bins: int | None = None
     fingerprint: str | None = None
 
     @property
@@ -81,7 +81,7 @@ class ReferenceSamples:
     def num_classes(self) -> int:
         return int(self.labels[0].max()) + 1 if self.labels else 0
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         return self.eval_samples(split)
 
     def eval_samples(self, split: str) -> Batch:

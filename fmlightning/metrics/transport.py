@@ -49,14 +49,14 @@ class Wasserstein(SampleMetric):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
         for x in (reference, held_out):
-            self.check(x, None, levels)
+            self.check(x, None, num_bins)
         self.held_out = held_out[: self.num_samples]
         self.floor = self.distances(reference[: self.num_samples])
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         if len(held_out) < self.num_samples:
             raise ValueError(
                 f"evaluation.metrics: Wasserstein needs subsets x size = {self.num_samples} real samples and the data "

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
 
@@ -128,23 +128,23 @@ class DiT(nn.Module):
         self.label = ClassEmbedding(num_classes, width) if num_classes else None
         self.input = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(
-            Block(size, mlp_ratio, dropout, layer) for layer in range(size.depth)
+            DiTBlock(size, mlp_ratio, dropout, layer) for layer in range(size.depth)
         )
         self.norm, self.affine = layer_norm(width), nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, pixels)
         start(self)
 
     def forward(
-        self, x: Points, t: PerSample, y: Labels | None = None, rows: Rows | None = None
+        self, x: Points, t: PerSample, y: Labels | None = None, streams: KeyedStreams | None = None
     ) -> Points:
         """The prediction at x (B, in_channels, H, W).
 
         Args:
             y: labels; `num_classes`, or None for the whole batch, stands for "no label".
-            rows: keyed streams of the samples, needed while training with dropout.
+            streams: keyed streams of the samples, needed while training with dropout.
 
         Raises:
-            ValueError: x has other channels or a size that the patch does not divide, or rows are missing.
+            ValueError: x has other channels or a size that the patch does not divide, or streams are missing.
         """
         self.check(x)
         grid = x.shape[2] // self.size.patch, x.shape[3] // self.size.patch
@@ -152,7 +152,7 @@ class DiT(nn.Module):
         e = F.silu(e if self.label is None else e + self.label(y))
         h, turn = self.placed(self.input(patchify(x, self.size.patch)), grid)
         for block in self.blocks:
-            h = block(h, e, turn, rows)
+            h = block(h, e, turn, streams)
         shift, scale = self.affine(e).chunk(2, 1)
         h = self.output(modulate(self.norm(h), shift, scale))
         return unpatchify(h, grid, self.size.patch).to(x.dtype)
@@ -178,7 +178,7 @@ class DiT(nn.Module):
             )
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """The transformer block, equations (1) to (3)."""
 
     def __init__(self, size: Size, mlp_ratio: int, dropout: float, layer: int) -> None:
@@ -186,7 +186,7 @@ class Block(nn.Module):
         width = size.width
         self.affine = nn.Linear(width, 6 * width)
         self.norm_1, self.norm_2 = layer_norm(width), layer_norm(width)
-        self.attention = Attention(width, size.heads)
+        self.attention = TokenAttention(width, size.heads)
         self.drop_1, self.drop_2 = (Dropout(dropout, 2 * layer + branch) for branch in (0, 1))
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_ratio * width),
@@ -194,15 +194,17 @@ class Block(nn.Module):
             nn.Linear(mlp_ratio * width, width),
         )
 
-    def forward(self, x: Tokens, e: Modulation, turn: Tensor | None, rows: Rows | None) -> Tensor:
+    def forward(
+        self, x: Tokens, e: Modulation, turn: Tensor | None, streams: KeyedStreams | None
+    ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.affine(e).chunk(6, 1)
         h = self.attention(modulate(self.norm_1(x), shift_1, scale_1), turn)
-        x = x + gate_1[:, None] * self.drop_1(h, rows)
+        x = x + gate_1[:, None] * self.drop_1(h, streams)
         h = self.mlp(modulate(self.norm_2(x), shift_2, scale_2))
-        return x + gate_2[:, None] * self.drop_2(h, rows)
+        return x + gate_2[:, None] * self.drop_2(h, streams)
 
 
-class Attention(nn.Module):
+class TokenAttention(nn.Module):
     """Self-attention between tokens; `turn` (L, K / 2) holds the angles of RoPE."""
 
     def __init__(self, width: int, heads: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample
 
 HALF = 2**16
@@ -93,20 +93,20 @@ class Dropout(nn.Module):
         self.stream = stream
         self.kept = max(1, round((1 - p) * HALF))
 
-    def forward(self, x: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, streams: KeyedStreams | None) -> Tensor:
         """Elements of x (B, *S) set to zero at random, the others divided by the probability of staying.
 
         Raises:
-            ValueError: training without rows.
+            ValueError: training without streams.
         """
         if not self.training or self.kept == HALF:
             return x
-        if rows is None:
+        if streams is None:
             raise ValueError(
                 f"dropout={1 - self.kept / HALF:.3g} needs random numbers while training: call the network with "
-                "rows=key.rows(index), one index for each sample, or switch to network.eval()"
+                "streams=key.streams(index), one index for each sample, or switch to network.eval()"
             )
-        mask_bits = rows.mask_bits(x[0].numel(), self.stream).reshape(x.shape)
+        mask_bits = streams.mask_bits(x[0].numel(), self.stream).reshape(x.shape)
         # a product with numbers is twice as fast as torch.where with its backward; half precision would round them
         keep = (mask_bits < self.kept - HALF // 2).to(torch.promote_types(x.dtype, torch.float32))
         return (x * keep.mul_(HALF / self.kept)).to(x.dtype)

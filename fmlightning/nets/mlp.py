@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
 
@@ -53,16 +53,16 @@ class TimeMLP(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(
-        self, x: Points, t: PerSample, y: Labels | None = None, rows: Rows | None = None
+        self, x: Points, t: PerSample, y: Labels | None = None, streams: KeyedStreams | None = None
     ) -> Points:
         """The prediction at x (B, dim).
 
         Args:
             y: labels; `num_classes`, or None for the whole batch, stands for "no label".
-            rows: keyed streams of the samples, needed while training with dropout.
+            streams: keyed streams of the samples, needed while training with dropout.
 
         Raises:
-            ValueError: x is not (B, dim), or rows are missing.
+            ValueError: x is not (B, dim), or streams are missing.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
@@ -74,5 +74,5 @@ class TimeMLP(nn.Module):
             h = linear(h)
             if layer == 0 and self.label is not None:
                 h = h + self.label(y)
-            h = dropout(F.silu(h), rows)
+            h = dropout(F.silu(h), streams)
         return self.output(h).to(x.dtype)

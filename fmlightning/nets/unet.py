@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
 
@@ -96,12 +96,16 @@ class UNet(nn.Module):
         """H and W must be its multiples."""
         width, streams = 4 * channels, count()
 
-        def block(c_in: int, c_out: int, change: nn.Module | None = None) -> Block:
+        def block(c_in: int, c_out: int, change: nn.Module | None = None) -> ResBlock:
             drop = Dropout(dropout, next(streams))
-            return Block(c_in, c_out, width, drop, scale_shift, skip_scale, change)
+            return ResBlock(c_in, c_out, width, drop, scale_shift, skip_scale, change)
 
-        def attention(c: int, level: int) -> Attention | None:
-            return Attention(c, head_channels, skip_scale) if level in attention_levels else None
+        def attention(c: int, level: int) -> SpatialAttention | None:
+            return (
+                SpatialAttention(c, head_channels, skip_scale)
+                if level in attention_levels
+                else None
+            )
 
         def down(c: int) -> nn.Module:
             return Downsample(c) if resample == "conv" else block(c, c, nn.AvgPool2d(2))
@@ -128,7 +132,7 @@ class UNet(nn.Module):
                 self.encoder.append(Stage(block(c, out), attention(out, level)))
                 c = out
                 skips.append(c)
-        middle = Stage(block(c, c), Attention(c, head_channels, skip_scale))
+        middle = Stage(block(c, c), SpatialAttention(c, head_channels, skip_scale))
         self.middle = nn.ModuleList([middle, Stage(block(c, c))])
         for level, mult in reversed(list(enumerate(channel_mult))):
             for k in range(num_blocks + 1):
@@ -144,16 +148,16 @@ class UNet(nn.Module):
             start_as_edm(self)
 
     def forward(
-        self, x: Points, t: PerSample, y: Labels | None = None, rows: Rows | None = None
+        self, x: Points, t: PerSample, y: Labels | None = None, streams: KeyedStreams | None = None
     ) -> Points:
         """The prediction at x (B, in_channels, H, W).
 
         Args:
             y: labels; `num_classes`, or None for the whole batch, stands for "no label".
-            rows: keyed streams of the samples, needed while training with dropout.
+            streams: keyed streams of the samples, needed while training with dropout.
 
         Raises:
-            ValueError: x has other channels or a size that cannot be halved often enough, or rows are missing.
+            ValueError: x has other channels or a size that cannot be halved often enough, or streams are missing.
         """
         self.check(x)
         e = self.time(t)
@@ -161,12 +165,12 @@ class UNet(nn.Module):
         h = self.input(x)
         skips = [h]
         for stage in self.encoder:
-            h = stage(h, e, rows)
+            h = stage(h, e, streams)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, e, rows)
+            h = stage(h, e, streams)
         for stage in self.decoder:
-            h = stage(torch.cat((h, skips.pop()), 1), e, rows)
+            h = stage(torch.cat((h, skips.pop()), 1), e, streams)
         return self.output(F.silu(self.norm(h))).to(x.dtype)
 
     def check(self, x: Tensor) -> None:
@@ -190,20 +194,20 @@ class Stage(nn.Module):
 
     def __init__(
         self,
-        block: "Block",
-        attention: "Attention | None" = None,
+        block: "ResBlock",
+        attention: "SpatialAttention | None" = None,
         upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.block, self.attention, self.upsample = block, attention, upsample
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
-        h = self.block(x, e, rows)
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
+        h = self.block(x, e, streams)
         h = h if self.attention is None else self.attention(h)
-        return h if self.upsample is None else self.upsample(h, e, rows)
+        return h if self.upsample is None else self.upsample(h, e, streams)
 
 
-class Block(nn.Module):
+class ResBlock(nn.Module):
     """The residual block, equations (1) to (3).
 
     Args:
@@ -229,10 +233,10 @@ class Block(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         self.resample = resample or nn.Identity()
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         h = F.silu(self.modulated(h, self.affine(e)[:, :, None, None]))
-        h = self.conv2(self.dropout(h, rows))
+        h = self.conv2(self.dropout(h, streams))
         return joined(self.skip(self.resample(x)), h, self.skip_scale)
 
     def modulated(self, h: Tensor, e: Tensor) -> Tensor:
@@ -243,7 +247,7 @@ class Block(nn.Module):
         return self.norm2(h) * (1 + scale) + shift
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Self-attention between the pixels, added to its input."""
 
     def __init__(self, channels: int, head_channels: int, skip_scale: float = 1.0) -> None:
@@ -273,7 +277,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
         return self.conv(x)
 
 
@@ -284,7 +288,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels)
 
-    def forward(self, x: Tensor, e: Tensor, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, streams: KeyedStreams | None) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -313,9 +317,9 @@ def start_as_edm(net: UNet) -> None:
     """Xavier's uniform weights and no biases; last layers small, and queries, keys and values smaller."""
     gains: dict[nn.Module, float] = {net.output: EDM_LAST}
     for part in net.modules():
-        if isinstance(part, Block):
+        if isinstance(part, ResBlock):
             gains[part.conv2] = EDM_LAST
-        elif isinstance(part, Attention):
+        elif isinstance(part, SpatialAttention):
             gains |= {part.output: EDM_LAST, part.qkv: EDM_QKV}
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -23,7 +23,7 @@ from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Shard
 from fmlightning.flow.couplings import Coupling, Independent, Potential, SemidiscreteOT
 from fmlightning.flow.guidance import Guidance
-from fmlightning.flow.keys import Key, Rows
+from fmlightning.flow.keys import Key, KeyedStreams
 from fmlightning.flow.models import NetworkField, TrainedField, evaluate, require_one_noise
 from fmlightning.flow.objectives.cfm import cfm_loss, mean_cfm_loss
 from fmlightning.flow.objectives.maximum_likelihood import MaximumLikelihood
@@ -197,11 +197,11 @@ class FlowMatching(LightningModule):
         """Take the data's shapes, and refuse what does not fit them, before any training."""
         self.event_shape = data.event_shape
         self.num_classes = data.num_classes
-        self.levels = data.levels
+        self.num_bins = data.num_bins
         self.batch_size = data.batch_size
         self.check_coupling(data)
-        self.latent = data.seen.event_shape != data.event_shape
-        if data.gives_x0:
+        self.latent = data.pixel_data.event_shape != data.event_shape
+        if data.paired:
             self.take_pairs(data)
         if self.class_dropout_prob and not self.num_classes:
             raise ValueError(
@@ -228,7 +228,7 @@ class FlowMatching(LightningModule):
             ValueError: they cannot be paired as the coupling says.
         """
         if isinstance(self.coupling, Independent):
-            data.paired, data.pair = 0, None
+            data.pool_size, data.pair = 0, None
             return
         size = self.coupling.ot_batch_size or self.batch_size
         if size > self.batch_size and size % self.batch_size:
@@ -236,8 +236,8 @@ class FlowMatching(LightningModule):
                 f"model.coupling.ot_batch_size={size} must be a multiple of data.batch_size={self.batch_size}, or "
                 "smaller than it"
             )
-        data.paired, data.pair = max(size, self.batch_size), self.pair
-        if isinstance(self.coupling, SemidiscreteOT) and not data.gives_x0:
+        data.pool_size, data.pair = max(size, self.batch_size), self.pair
+        if isinstance(self.coupling, SemidiscreteOT) and not data.paired:
             data.require_fixed_set()
 
     def take_pairs(self, data: FlowData) -> None:
@@ -261,7 +261,7 @@ class FlowMatching(LightningModule):
                 f"model.objective={type(self.objective).__name__} needs the density of x0, and {name} gives samples "
                 "of it only; set model.objective=null"
             )
-        self.source = data.starts
+        self.source = data.source_points
         self.check_prediction()
 
     def check_network(self, data: str) -> None:
@@ -324,19 +324,19 @@ class FlowMatching(LightningModule):
         return loss
 
     def batch_loss(self, point: PathSample, y: Tensor | None, step: int) -> Tensor:
-        """The mean loss of this process's rows of a training batch; their streams are made for who draws from them."""
-        rows = None
+        """The mean loss of this process's rows of a training batch; streams are made where they are drawn from."""
+        streams = None
         if self.objective is not None or self.keyed_network:
-            rows = self.key.fold(step).fold("network").rows(self.row_numbers())
+            streams = self.key.fold(step).fold("network").streams(self.row_numbers())
         if self.objective is not None:
-            return self.objective(self.field, point.x1, self.source, y=y, rows=rows).mean()
+            return self.objective(self.field, point.x1, self.source, y=y, streams=streams).mean()
         return mean_cfm_loss(
             self.network,
             self.schedule,
             point,
             predicts=self.predicts,
             y=y,
-            rows=rows,
+            streams=streams,
             weight=self.weighting,
         )
 
@@ -350,17 +350,17 @@ class FlowMatching(LightningModule):
         """The weight, where it is not 1."""
         return None if isinstance(self.weight, Unweighted) else self.weight
 
-    def loss(self, point: PathSample, y: Tensor | None, rows: Rows) -> Tensor:
+    def loss(self, point: PathSample, y: Tensor | None, streams: KeyedStreams) -> Tensor:
         """The loss of each sample."""
         if self.objective is not None:
-            return self.objective(self.field, point.x1, self.source, y=y, rows=rows)
+            return self.objective(self.field, point.x1, self.source, y=y, streams=streams)
         return cfm_loss(
             self.network,
             self.schedule,
             point,
             predicts=self.predicts,
             y=y,
-            rows=rows if self.keyed_network else None,
+            streams=streams if self.keyed_network else None,
             weight=self.weighting,
         )
 
@@ -449,39 +449,41 @@ class FlowMatching(LightningModule):
 
     def held_out_loss(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
         """The loss at a time and a source point keyed by each sample's index, the same in every run."""
-        point, y, rows = self.held_out_points(batch, Key(0).fold(purpose))
+        point, y, streams = self.held_out_points(batch, Key(0).fold(purpose))
         with evaluation_weights(self.trainer, self.network):
-            loss = self.loss(point, y, rows)
+            loss = self.loss(point, y, streams)
         low, high = self.interval
         self.metrics[0].to(self.device).update(loss, (point.t - low) / (high - low))
         return {"loss": loss, "xt": point.xt, "t": point.t, "ut": point.ut}
 
-    def held_out_points(self, batch: Batch, key: Key) -> tuple[PathSample, Tensor | None, Rows]:
+    def held_out_points(
+        self, batch: Batch, key: Key
+    ) -> tuple[PathSample, Tensor | None, KeyedStreams]:
         """This process's points of a block; a block that is paired is gathered, and each process pairs all of it."""
         x1, y, index = batch["x1"], batch.get("y"), batch["index"]
         if isinstance(self.coupling, Independent) or self.trainer.world_size == 1:
-            rows = key.rows(index)
-            return *self.held_out_sample(x1, y, rows, batch.get("x0")), rows
+            streams = key.streams(index)
+            return *self.held_out_sample(x1, y, streams, batch.get("x0")), streams
         x1, index = gathered_shares(x1), gathered_shares(index)
         y = None if y is None else gathered_shares(y)
         mine = self.shard.rows(len(index))
-        point, y = self.held_out_sample(x1, y, key.rows(index))
+        point, y = self.held_out_sample(x1, y, key.streams(index))
         xt, ut, t, x0, x1 = (v[mine] for v in point[:5])
         eps = None if point.eps is None else point.eps[mine]
         y = None if y is None else y[mine]
-        return PathSample(xt, ut, t, x0, x1, eps), y, key.rows(index[mine])
+        return PathSample(xt, ut, t, x0, x1, eps), y, key.streams(index[mine])
 
     def held_out_sample(
-        self, x1: Tensor, y: Tensor | None, rows: Rows, x0: Tensor | None = None
+        self, x1: Tensor, y: Tensor | None, streams: KeyedStreams, x0: Tensor | None = None
     ) -> tuple[PathSample, Tensor | None]:
         """Points keyed by each sample's index, paired in blocks as large as a training batch unless x0 is given."""
-        x0 = self.source.rows(rows, x1.shape[1:]) if x0 is None else x0
+        x0 = self.source.sample_keyed(streams, x1.shape[1:]) if x0 is None else x0
         if not isinstance(self.coupling, Independent):
-            i, j = self.couple_blocks(x0, x1, y, int(rows.index[0]))
+            i, j = self.couple_blocks(x0, x1, y, int(streams.index[0]))
             x0, x1, y = x0[i], x1[j], None if y is None else y[j]
         low, high = self.interval
-        t = low + (high - low) * rows.uniform((), stream=2)
-        eps = rows.normal(x1.shape[1:], stream=3) if self.schedule.stochastic else None
+        t = low + (high - low) * streams.uniform((), stream=2)
+        eps = streams.normal(x1.shape[1:], stream=3) if self.schedule.stochastic else None
         return self.path.sample(x0, x1, t, eps), y
 
     def couple_blocks(
@@ -547,7 +549,7 @@ class FlowMatching(LightningModule):
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
-            "levels": self.levels,
+            "num_bins": self.num_bins,
             "paired": isinstance(self.source, PairedSource),
             "latent": self.latent,
         }
@@ -568,7 +570,7 @@ def put_channels_last(network: nn.Module) -> None:
 
 def draws(network: nn.Module) -> bool:
     """Whether a network takes keyed streams, and draws from them in training."""
-    takes = "rows" in inspect.signature(network.forward).parameters
+    takes = "streams" in inspect.signature(network.forward).parameters
     return takes and getattr(network, "draws", True)
 
 

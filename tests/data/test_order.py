@@ -80,14 +80,14 @@ def test_dequantisation_is_keyed_by_epoch_and_sample():
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_every_level_comes_back(levels):
-    k = torch.arange(levels).repeat(1000, 1)
+@pytest.mark.parametrize("num_bins", [2, 17, 256])
+def test_every_level_comes_back(num_bins):
+    k = torch.arange(num_bins).repeat(1000, 1)
     u = torch.rand(k.shape, generator=Key(0).generator()).clamp(1e-4, 1 - 1e-4)
-    x = dequantise(k, u, levels)
+    x = dequantise(k, u, num_bins)
     assert x.min() >= -1
     assert x.max() <= 1
-    assert torch.equal(quantise(x, levels).long(), k)
+    assert torch.equal(quantise(x, num_bins).long(), k)
 
 
 def test_labels_are_asked_for_in_turn():

@@ -164,9 +164,9 @@ def test_every_solver_and_prediction_ends_in_the_same_place(predicts, method):
 def test_the_sde_takes_it():
     x, _, y = points(16)
     field = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
-    rows = Key(0).fold("sde").rows(torch.arange(16))
+    streams = Key(0).fold("sde").streams(torch.arange(16))
     sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
-    found = SDESolver(num_steps=50).solve(sde, field.given(y), x, rows)
+    found = SDESolver(num_steps=50).solve(sde, field.given(y), x, streams)
     assert found.x.isfinite().all()
     assert found.nfe == 100
 

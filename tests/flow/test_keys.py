@@ -49,7 +49,7 @@ def splitmix(seed, step, gamma=0x9E3779B97F4A7C15):
 @pytest.mark.parametrize("stream", [0, 5, 10**6])
 def test_lanes_are_splitmix_of_key_index_stream_and_word(stream):
     seed, index = 2**62 + 12345, [0, 7, 2**40 + 3]
-    mask_bits = Key(seed).rows(torch.tensor(index)).mask_bits(11, stream)
+    mask_bits = Key(seed).streams(torch.tensor(index)).mask_bits(11, stream)
     for row, i in zip(mask_bits.tolist(), index, strict=True):
         start = splitmix(splitmix(seed, i + 1), stream + 1)
         gamma = splitmix(start, 1) | 1
@@ -60,8 +60,8 @@ def test_lanes_are_splitmix_of_key_index_stream_and_word(stream):
 
 def test_lanes_are_uniform_and_unrelated_to_their_neighbours():
     n = 20_000
-    rows = Key(3).fold("mask_bits").rows(torch.arange(n))
-    mask_bits, another = (((rows.mask_bits(12, k).double() + 0.5) / 2**16) + 0.5 for k in (0, 1))
+    streams = Key(3).fold("mask_bits").streams(torch.arange(n))
+    mask_bits, another = (((streams.mask_bits(12, k).double() + 0.5) / 2**16) + 0.5 for k in (0, 1))
     for column in mask_bits.T:
         assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
     other = {"row": mask_bits.roll(1, 0), "stream": another}
@@ -72,7 +72,7 @@ def test_lanes_are_uniform_and_unrelated_to_their_neighbours():
 
 
 def test_lanes_along_a_row_fill_every_value():
-    mask_bits = Key(8).rows(torch.tensor([42])).mask_bits(2**20)
+    mask_bits = Key(8).streams(torch.tensor([42])).mask_bits(2**20)
     counts = torch.bincount(mask_bits[0].long() + 2**15, minlength=2**16)
     # a chi-square of 2**16 cells with 16 expected in each
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
@@ -80,29 +80,29 @@ def test_lanes_along_a_row_fill_every_value():
 
 def test_lanes_of_a_row_are_the_same_in_any_batch_and_do_not_change_the_index():
     key, index = Key(5), torch.arange(64)
-    whole = key.rows(index).mask_bits(33, 2)
+    whole = key.streams(index).mask_bits(33, 2)
     for part in (torch.tensor([17]), torch.tensor([63, 17, 2])):
-        assert torch.equal(key.rows(part).mask_bits(33, 2), whole[part])
+        assert torch.equal(key.streams(part).mask_bits(33, 2), whole[part])
     assert torch.equal(index, torch.arange(64))  # mixing works in place
 
 
 def test_rows_are_philox_of_block_index_and_stream():
     seed, index = 0x299F31D0A4093822 & (2**63 - 1), 0x13198A2E85A308D3
-    rows = Key(seed).rows(torch.tensor([index]))
+    streams = Key(seed).streams(torch.tensor([index]))
     expected = philox(words("00000001 85a308d3 13198a2e 00000005"), words("a4093822 299f31d0"))
-    assert rows.bits(8, stream=5)[0, 4:].tolist() == [int(w) for w in expected]
+    assert streams.bits(8, stream=5)[0, 4:].tolist() == [int(w) for w in expected]
 
 
 @pytest.mark.parametrize("stream", [0, 1])
 def test_uniform_numbers_are_uniform(stream):
-    u = Key(3).fold("test").rows(torch.arange(20_000)).uniform((2,), stream)
+    u = Key(3).fold("test").streams(torch.arange(20_000)).uniform((2,), stream)
     for column in u.T:
         assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
     assert abs(stats.spearmanr(*u.T.numpy()).statistic) < 4 / 20_000**0.5
 
 
 def test_normal_numbers_are_normal_and_uncorrelated():
-    z = Key(3).fold("test").rows(torch.arange(20_000)).normal((3,))
+    z = Key(3).fold("test").streams(torch.arange(20_000)).normal((3,))
     for column in z.T:
         assert stats.kstest(column.numpy(), "norm").pvalue > 1e-3
     # 4 standard errors of a correlation
@@ -111,18 +111,18 @@ def test_normal_numbers_are_normal_and_uncorrelated():
 
 
 def test_numbers_along_a_row_are_normal_too():
-    z = Key(4).rows(torch.tensor([137])).normal((100, 200))
+    z = Key(4).streams(torch.tensor([137])).normal((100, 200))
     assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
 
 
 def test_neighbouring_rows_keys_and_streams_are_unrelated():
     n, index = 20_000, torch.arange(20_001)
-    z = Key(0).rows(index).normal((1,))[:, 0]
+    z = Key(0).streams(index).normal((1,))[:, 0]
     others = {
         "row": z[1:],
-        "key": Key(1).rows(index).normal((1,))[:-1, 0],
-        "fold": Key(0).fold("a").rows(index).normal((1,))[:-1, 0],
-        "stream": Key(0).rows(index).normal((1,), stream=1)[:-1, 0],
+        "key": Key(1).streams(index).normal((1,))[:-1, 0],
+        "fold": Key(0).fold("a").streams(index).normal((1,))[:-1, 0],
+        "stream": Key(0).streams(index).normal((1,), stream=1)[:-1, 0],
     }
     for name, other in others.items():
         assert abs(stats.spearmanr(z[:-1], other).statistic) < 4 / n**0.5, name
@@ -132,18 +132,18 @@ def test_neighbouring_rows_keys_and_streams_are_unrelated():
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4, 5)], ids=str)
 def test_a_row_is_the_same_in_any_batch(draw, shape):
     key = Key(5)
-    whole = getattr(key.rows(torch.arange(64)), draw)(shape)
+    whole = getattr(key.streams(torch.arange(64)), draw)(shape)
     for index in (torch.tensor([17]), torch.tensor([63, 17, 2]), torch.arange(10, 20)):
-        assert torch.equal(getattr(key.rows(index), draw)(shape), whole[index])
+        assert torch.equal(getattr(key.streams(index), draw)(shape), whole[index])
 
 
 def test_large_indices_have_streams_of_their_own():
     index = torch.tensor([1, 1 + 2**32, 1 + 2**40])
-    assert len(Key(0).rows(index).bits(1).unique()) == 3
+    assert len(Key(0).streams(index).bits(1).unique()) == 3
 
 
 def test_uniform_numbers_stay_inside_the_open_interval():
-    u = Key(0).rows(torch.arange(2000)).uniform((1000,))
+    u = Key(0).streams(torch.arange(2000)).uniform((1000,))
     assert u.min() > 0
     assert u.max() < 1
 
@@ -151,23 +151,26 @@ def test_uniform_numbers_stay_inside_the_open_interval():
 @pytest.mark.parametrize("shape", [(0,), (2,)], ids=str)
 @pytest.mark.parametrize("batch", [0, 3])
 def test_empty_draws_are_empty(batch, shape):
-    rows = Key(0).rows(torch.arange(batch))
-    assert rows.normal(shape).shape == rows.uniform(shape).shape == (batch, *shape)
+    streams = Key(0).streams(torch.arange(batch))
+    assert streams.normal(shape).shape == streams.uniform(shape).shape == (batch, *shape)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_precision_rounds_the_same_numbers(dtype):
-    rows = Key(0).rows(torch.arange(100))
-    z = rows.normal((5,), dtype=dtype)
+    streams = Key(0).streams(torch.arange(100))
+    z = streams.normal((5,), dtype=dtype)
     assert z.dtype == dtype
-    assert torch.equal(z, rows.normal((5,)).to(dtype))
+    assert torch.equal(z, streams.normal((5,)).to(dtype))
 
 
 def test_no_global_random_state_is_read_or_moved():
     def draws():
         key = Key(7).fold("a", 1)
         return torch.cat(
-            (key.rows(torch.arange(4)).normal((3,)), torch.randn(4, 3, generator=key.generator()))
+            (
+                key.streams(torch.arange(4)).normal((3,)),
+                torch.randn(4, 3, generator=key.generator()),
+            )
         )
 
     state = torch.get_rng_state()

@@ -99,7 +99,7 @@ def test_hutchinson_is_right_on_average(shape, law):
     n, t = 20_000 if shape == "points" else 4000, scalar(0.7)
     for sample in x[:2]:
         many = sample[None].expand(n, *sample.shape).contiguous()
-        probe = hutchinson_probe(Key(6).rows(torch.arange(n)), many, law)
+        probe = hutchinson_probe(Key(6).streams(torch.arange(n)), many, law)
         estimates = divergence(field, many, t, probe)[1]
         exact = trace_of_jacobian(field, sample[None], t)[0]
         # 4 standard errors; Rademacher's are zero for a diagonal Jacobian, hence the 1e-9
@@ -117,15 +117,15 @@ def test_hutchinson_has_the_variance_of_the_books(law):
     )
     n = 40_000
     x = torch.zeros(n, 3, dtype=torch.float64)
-    probe = hutchinson_probe(Key(7).rows(torch.arange(n)), x, law)
+    probe = hutchinson_probe(Key(7).streams(torch.arange(n)), x, law)
     _, estimates = divergence(lambda x, t: x @ matrix.T, x, scalar(0.0), probe)
     # the relative error of a variance of heavy-tailed numbers, about sqrt(15 / n)
     assert estimates.var() == pytest.approx(float(expected), rel=4 * math.sqrt(15 / n))
 
 
 def test_probes_are_keyed_by_sample():
-    whole = hutchinson_probe(Key(1).rows(torch.arange(8)), torch.zeros(8, 3, 2))
-    part = hutchinson_probe(Key(1).rows(torch.tensor([5, 2])), torch.zeros(2, 3, 2))
+    whole = hutchinson_probe(Key(1).streams(torch.arange(8)), torch.zeros(8, 3, 2))
+    part = hutchinson_probe(Key(1).streams(torch.tensor([5, 2])), torch.zeros(2, 3, 2))
     assert torch.equal(part, whole[[5, 2]])
     assert set(whole.flatten().tolist()) == {-1.0, 1.0}
 
@@ -180,7 +180,7 @@ def test_midpoint_takes_the_divergence_once_a_step():
 def test_hutchinson_likelihood_is_right_on_average():
     n, x = 400, data(1)
     path, many = MIXTURE.along(Linear()), x.expand(n, 2).contiguous()
-    probe = hutchinson_probe(Key(8).rows(torch.arange(n)), many)
+    probe = hutchinson_probe(Key(8).streams(torch.arange(n)), many)
     solver = ODESolver("rk4", 40)
     found = log_prob(path.velocity, many, Gaussian(), Linear(), solver, probe=probe)
     exact = MIXTURE.log_prob(x)[0]
@@ -206,7 +206,7 @@ def test_it_runs_where_gradients_are_off(mode, method):
     plain = log_prob(net, IMAGES, Gaussian(), Linear(), solver)
     with mode():
         inside = IMAGES * 1.0  # made inside: an inference tensor under inference_mode
-        probe = hutchinson_probe(Key(0).rows(torch.arange(3)), inside)
+        probe = hutchinson_probe(Key(0).streams(torch.arange(3)), inside)
         found = log_prob(net, inside, Gaussian(), Linear(), solver)
         log_prob(net, inside, Gaussian(), Linear(), solver, probe=probe)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
@@ -322,17 +322,17 @@ def test_the_interval_is_the_paths_own_unless_named():
     assert (min(times), max(times)) == pytest.approx((0.2, 0.6))
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_bits_of_uniform_noise_are_the_bits_of_a_level(levels):
-    """Uniform on [-1, 1]^d is uniform on the levels: log2 L bits, however they are counted."""
+@pytest.mark.parametrize("num_bins", [2, 17, 256])
+def test_bits_of_uniform_noise_are_the_bits_of_a_level(num_bins):
+    """Uniform on [-1, 1]^d is uniform on the bins: log2 L bits, however they are counted."""
     d = 5
-    bits = bits_per_dimension(torch.tensor([-d * math.log(2.0)]), d, levels)
-    assert bits.item() == pytest.approx(math.log2(levels), abs=1e-6)
+    bits = bits_per_dimension(torch.tensor([-d * math.log(2.0)]), d, num_bins)
+    assert bits.item() == pytest.approx(math.log2(num_bins), abs=1e-6)
 
 
-@pytest.mark.parametrize(("levels", "offset"), [(256, 7.0), (17, 3.087)])
-def test_bits_offset_is_the_published_one(levels, offset):
-    assert bits_per_dimension(torch.zeros(1), 3, levels).item() == pytest.approx(offset, abs=5e-4)
+@pytest.mark.parametrize(("num_bins", "offset"), [(256, 7.0), (17, 3.087)])
+def test_bits_offset_is_the_published_one(num_bins, offset):
+    assert bits_per_dimension(torch.zeros(1), 3, num_bins).item() == pytest.approx(offset, abs=5e-4)
 
 
 def test_bits_bound_the_discrete_likelihood():
@@ -343,9 +343,9 @@ def test_bits_bound_the_discrete_likelihood():
 
 
 def test_bits_of_nothing_are_refused():
-    for dims, levels in ((0, 256), (3, 1)):
+    for dims, num_bins in ((0, 256), (3, 1)):
         with pytest.raises(ValueError, match=f"dims={dims}"):
-            bits_per_dimension(torch.zeros(1), dims, levels)
+            bits_per_dimension(torch.zeros(1), dims, num_bins)
 
 
 def test_a_probe_of_another_shape_is_refused():
@@ -408,7 +408,7 @@ def test_the_gradient_goes_through_attention(kind):
     for p in net.parameters():
         p.data.copy_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     x1 = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64)
-    probe = hutchinson_probe(Key(7).rows(torch.arange(2)), x1)
+    probe = hutchinson_probe(Key(7).streams(torch.arange(2)), x1)
 
     def loss():
         field, solver = NetworkField(net, Linear()), ODESolver("midpoint", 2)

@@ -188,22 +188,22 @@ def test_a_path_with_noise_of_its_own_starts_with_it():
 
 
 class Recorder(nn.Module):
-    def forward(self, x, t, y=None, rows=None):
-        self.seen = x, t, y, rows
+    def forward(self, x, t, y=None, streams=None):
+        self.seen = x, t, y, streams
         return x
 
 
 def test_the_network_sees_a_time_for_each_sample_and_the_scaled_input():
     network, x = Recorder(), torch.ones(3, 2)
     schedule = VarianceExploding()
-    rows = Key(0).rows(torch.arange(3))
-    evaluate(network, schedule, x, torch.tensor(0.5), torch.tensor([0, 1, 2]), rows)
-    seen_x, seen_t, seen_y, seen_rows = network.seen
+    streams = Key(0).streams(torch.arange(3))
+    evaluate(network, schedule, x, torch.tensor(0.5), torch.tensor([0, 1, 2]), streams)
+    seen_x, seen_t, seen_y, seen_streams = network.seen
     sigma = schedule.sigma(torch.tensor(0.5))
     torch.testing.assert_close(seen_x, x / math.sqrt(1 + float(sigma) ** 2))
     assert seen_t.shape == (3,)
     assert seen_y.tolist() == [0, 1, 2]
-    assert seen_rows is rows
+    assert seen_streams is streams
 
 
 @every_prediction

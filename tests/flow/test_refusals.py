@@ -109,11 +109,14 @@ def test_starts_and_ends_that_are_no_times_are_refused_before_the_loop(t):
 
     field = NetworkField(Plain(), Linear())
     field.network.forward = unseen
-    sde, rows = MarginalPreservingSDE(Linear(), Gaussian(), True), Key(0).rows(torch.arange(4))
+    sde, streams = (
+        MarginalPreservingSDE(Linear(), Gaussian(), True),
+        Key(0).streams(torch.arange(4)),
+    )
     for call in (
         lambda: ODESolver("euler").solve(field, X, 0.5, t),
         lambda: ODESolver("dopri5").solve(field, X, t, 0.5),
-        lambda: SDESolver().solve(sde, field, X, rows, 0.5, t),
+        lambda: SDESolver().solve(sde, field, X, streams, 0.5, t),
         lambda: log_prob(field, X, Gaussian(), Linear(), ODESolver("euler"), interval=(0.5, t)),
         lambda: start_log_prob(Gaussian(), Linear(), X, t),
         lambda: AffinePath(Linear()).start(X, t),
@@ -193,7 +196,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
     def narrow(x, t):
         return x[:, :1]
 
-    rows = Key(0).rows(torch.arange(4))
+    streams = Key(0).streams(torch.arange(4))
     sde = MarginalPreservingSDE(Linear(), Gaussian(), True, LinearDiffusion(0.0))
     for call in (
         lambda: divergence(narrow, X, HALF[0]),
@@ -201,7 +204,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
         lambda: ODESolver("rk4", 2).solve(narrow, X),
         lambda: ODESolver("ab3", 5).solve(narrow, X),
         lambda: ODESolver("dopri5").solve(narrow, X),
-        lambda: SDESolver(num_steps=2).solve(sde, narrow, X, rows),
+        lambda: SDESolver(num_steps=2).solve(sde, narrow, X, streams),
         lambda: log_prob(narrow, X, Gaussian(), Linear(), ODESolver("euler", 2)),
         lambda: PATH.fm_loss(narrow, X, HALF),
     ):
@@ -366,7 +369,7 @@ def test_a_diffusion_that_is_none_is_refused_where_it_is(value):
 
     sde = MarginalPreservingSDE(Linear(), Gaussian(), True, Own())
     with pytest.raises(ValueError, match=r"g\^2 = .* at t=0"):
-        SDESolver(num_steps=4).solve(sde, PATH, X, Key(0).rows(torch.arange(4)))
+        SDESolver(num_steps=4).solve(sde, PATH, X, Key(0).streams(torch.arange(4)))
     with pytest.raises(ValueError, match="finite and not negative"):
         LinearDiffusion(value)
 
@@ -390,5 +393,5 @@ def test_a_plan_that_is_not_the_best_is_refused():
 
 
 def test_levels_that_no_byte_holds_are_refused():
-    with pytest.raises(ValueError, match="levels=65536"):
+    with pytest.raises(ValueError, match="num_bins=65536"):
         quantise(X, 65536)

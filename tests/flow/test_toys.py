@@ -191,7 +191,7 @@ def test_a_law_without_a_density_says_so():
 
 @every
 def test_keyed_rows_have_the_law_of_whole_batches(toy):
-    rows = toy.rows(Key(0).rows(torch.arange(3000)), (2,), torch.float64)
+    rows = toy.sample_keyed(Key(0).streams(torch.arange(3000)), (2,), torch.float64)
     batch = draw(toy, 3000, seed=1)
     for angle in (0.0, 1.0, 2.0):
         line = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
@@ -201,8 +201,8 @@ def test_keyed_rows_have_the_law_of_whole_batches(toy):
 @every
 def test_sample_k_is_the_same_in_any_batch(toy):
     key = Key(3)
-    whole = toy.rows(key.rows(torch.arange(64)), (2,))
-    assert torch.equal(toy.rows(key.rows(torch.tensor([63, 5])), (2,)), whole[[63, 5]])
+    whole = toy.sample_keyed(key.streams(torch.arange(64)), (2,))
+    assert torch.equal(toy.sample_keyed(key.streams(torch.tensor([63, 5])), (2,)), whole[[63, 5]])
 
 
 @every
@@ -215,7 +215,10 @@ def test_draws_repeat_and_move_no_global_state(toy):
 @every
 def test_precision_is_as_asked_for(toy):
     assert toy.sample((3, 2), Key(0).generator()).dtype == torch.float32
-    assert toy.rows(Key(0).rows(torch.arange(3)), (2,), torch.float64).dtype == torch.float64
+    assert (
+        toy.sample_keyed(Key(0).streams(torch.arange(3)), (2,), torch.float64).dtype
+        == torch.float64
+    )
 
 
 @every
@@ -225,6 +228,6 @@ def test_another_shape_is_refused(toy):
 
 
 def test_the_gaussian_source_exists_in_every_shape():
-    x = Gaussian().rows(Key(0).rows(torch.arange(4)), (3, 2, 2), torch.float64)
+    x = Gaussian().sample_keyed(Key(0).streams(torch.arange(4)), (3, 2, 2), torch.float64)
     truth = torch.distributions.Normal(0.0, 1.0).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(Gaussian().log_prob(x), truth, rtol=1e-12, atol=0)

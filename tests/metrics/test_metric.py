@@ -22,7 +22,7 @@ class Mean(SampleMetric):
     num_samples = 4
     higher_is_better = by_name(mean=True)
 
-    def prepare(self, reference, held_out, labels, levels):
+    def prepare(self, reference, held_out, labels, num_bins):
         """There is nothing to fit."""
 
     def update(self, x, index, y=None):

@@ -54,7 +54,7 @@ def digits():
     data = DigitsData()
     reference, held_out = data.eval_samples("reference"), data.eval_samples("test")
     metric = Frechet(features="digits", num_samples=350)
-    metric.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.levels)
+    metric.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.num_bins)
     return metric, reference, held_out
 
 

@@ -9,7 +9,16 @@ from torch import nn
 
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
-from fmlightning.nets.dit import Attention, DiT, Size, angles, patchify, rotate, unpatchify, waves
+from fmlightning.nets.dit import (
+    DiT,
+    Size,
+    TokenAttention,
+    angles,
+    patchify,
+    rotate,
+    unpatchify,
+    waves,
+)
 from fmlightning.nets.embeddings import Dropout
 from fmlightning.nets.size import multiply_adds, parameter_count
 
@@ -181,7 +190,7 @@ def test_attention_with_angles_sees_a_shifted_grid_alike():
     """Of tokens that repeat along a row, RoPE's attention tells only how far apart they are."""
     h = torch.randn(1, 12, 16, generator=G.generator())
     with seeded(G):
-        layer = Attention(16, heads=2)
+        layer = TokenAttention(16, heads=2)
     turn = angles((3, 4), 2, 100.0, h.device)
     # float32 rounding
     torch.testing.assert_close(layer(h, turn), layer(h, turn + turn[5]), atol=1e-5, rtol=1e-5)
@@ -191,7 +200,7 @@ def test_attention_with_angles_sees_a_shifted_grid_alike():
 def test_attention_is_softmax_attention_between_tokens():
     x = torch.randn(2, 5, 6, generator=G.generator(), dtype=torch.float64)
     with seeded(G):
-        layer = Attention(6, heads=3).double()
+        layer = TokenAttention(6, heads=3).double()
     q, k, v = (
         x @ w.mT + b
         for w, b in zip(layer.qkv.weight.split(6), layer.qkv.bias.split(6), strict=True)
@@ -229,14 +238,14 @@ def test_dropout_is_keyed_by_sample():
     x, t, y = inputs()
     net = network(dropout=0.3).train()
     index = torch.arange(5) + 40
-    out = net(x, t, y, G.rows(index))
+    out = net(x, t, y, G.streams(index))
     some = [3, 1]
-    part = net(x[some], t[some], y[some], G.rows(index[some]))
+    part = net(x[some], t[some], y[some], G.streams(index[some]))
     assert relative(part, out[some]) < 1e-5  # float32 rounding
-    assert relative(net(x, t, y, G.fold(1).rows(index)), out) > 0.01
-    with pytest.raises(ValueError, match="rows="):
+    assert relative(net(x, t, y, G.fold(1).streams(index)), out) > 0.01
+    with pytest.raises(ValueError, match="streams="):
         net(x, t, y)
-    assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.rows(index)))
+    assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.streams(index)))
 
 
 def test_every_dropout_has_a_stream_of_its_own():
@@ -270,9 +279,9 @@ def test_bf16_autocast_is_close_and_keeps_the_type(positions):
 def equal_when_compiled(backend, positions):
     x, t, y = inputs()
     net = network(dropout=0.2, positions=positions).train()
-    rows = G.rows(torch.arange(5))
+    streams = G.streams(torch.arange(5))
     compiled = torch.compile(net, fullgraph=True, backend=backend)
-    return relative(compiled(x, t, y, rows), net(x, t, y, rows))
+    return relative(compiled(x, t, y, streams), net(x, t, y, streams))
 
 
 @pytest.mark.parametrize("positions", ["rope", pytest.param("sincos", marks=pytest.mark.slow)])

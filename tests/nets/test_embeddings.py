@@ -11,12 +11,12 @@ from fmlightning.flow.keys import Key
 from fmlightning.nets.embeddings import HALF, ClassEmbedding, Dropout, TimeFeatures
 
 INDEX = torch.tensor([3, 700, 2**33 + 1, 0])
-ROWS = Key(1).rows(INDEX)
+STREAMS = Key(1).streams(INDEX)
 SHAPE = (6, 5, 7)  # odd sizes: not all of the last word is used
 
 
-def dropped(x, rows, p=0.3, stream=2):
-    return Dropout(p, stream).train()(x, rows)
+def dropped(x, streams, p=0.3, stream=2):
+    return Dropout(p, stream).train()(x, streams)
 
 
 def test_time_features_are_the_stated_sines_and_cosines():
@@ -62,15 +62,19 @@ def test_no_label_is_the_row_after_the_last():
 
 def test_dropout_of_a_sample_does_not_depend_on_its_batch():
     x = torch.randn(4, *SHAPE, generator=Key(0).generator())
-    whole = dropped(x, ROWS)
+    whole = dropped(x, STREAMS)
     for order in ([2], [3, 1], [1, 0, 3, 2]):
-        assert torch.equal(dropped(x[order], Key(1).rows(INDEX[order])), whole[order])
+        assert torch.equal(dropped(x[order], Key(1).streams(INDEX[order])), whole[order])
 
 
 def test_dropout_differs_between_rows_streams_and_keys():
     ones = torch.ones(4, *SHAPE)
-    mask = dropped(ones, ROWS)
-    others = [mask.roll(1, 0), dropped(ones, ROWS, stream=3), dropped(ones, Key(2).rows(INDEX))]
+    mask = dropped(ones, STREAMS)
+    others = [
+        mask.roll(1, 0),
+        dropped(ones, STREAMS, stream=3),
+        dropped(ones, Key(2).streams(INDEX)),
+    ]
     for other in others:
         # two independent masks differ in 2 p (1 - p) = 42 % of 840 elements, s.e. 1.7 %
         differing = (mask != other).float().mean()
@@ -81,7 +85,7 @@ def test_dropout_differs_between_rows_streams_and_keys():
 def test_dropout_keeps_the_stated_share_and_the_mean(p):
     n = 500
     ones = torch.ones(n, 1000)
-    out = dropped(ones, Key(3).rows(torch.arange(n)), p)
+    out = dropped(ones, Key(3).streams(torch.arange(n)), p)
     kept = (out != 0).double()
     error = math.sqrt(p * (1 - p))
     assert abs(float(kept.mean()) - (1 - p)) < 4 * error / math.sqrt(ones.numel())
@@ -95,20 +99,20 @@ def test_dropout_keeps_the_stated_share_and_the_mean(p):
 
 
 def test_dropout_divides_by_the_probability_it_rounded_to():
-    out = dropped(torch.ones(4, 1000, dtype=torch.float64), ROWS, p=0.3)
+    out = dropped(torch.ones(4, 1000, dtype=torch.float64), STREAMS, p=0.3)
     assert out.unique().tolist() == [0.0, HALF / round(0.7 * HALF)]
 
 
 def test_dropout_of_half_precision_is_rounded_once():
     x = torch.randn(4, *SHAPE, generator=Key(0).generator()).bfloat16()
-    out = dropped(x, ROWS, p=0.1)
+    out = dropped(x, STREAMS, p=0.1)
     assert out.dtype == torch.bfloat16
-    assert torch.equal(out, dropped(x.float(), ROWS, p=0.1).bfloat16())
+    assert torch.equal(out, dropped(x.float(), STREAMS, p=0.1).bfloat16())
 
 
 def test_dropout_passes_gradients_of_what_it_kept():
     x = torch.randn(4, *SHAPE, generator=Key(0).generator()).requires_grad_()
-    out = dropped(x, ROWS)
+    out = dropped(x, STREAMS)
     out.sum().backward()
     assert torch.equal(x.grad, (out != 0) * (HALF / round(0.7 * HALF)))
 
@@ -120,7 +124,7 @@ def test_dropout_is_silent_when_evaluating_or_switched_off():
 
 
 def test_dropout_says_what_it_needs():
-    with pytest.raises(ValueError, match=r"rows=key\.rows\(index\)"):
+    with pytest.raises(ValueError, match=r"streams=key\.streams\(index\)"):
         Dropout(0.3, 0).train()(torch.ones(4, 5), None)
     with pytest.raises(ValueError, match=r"dropout=1.0 must lie in \[0, 1\)"):
         Dropout(1.0, 0)

@@ -65,10 +65,10 @@ def test_dropout_is_keyed_by_sample():
     x, t, y = inputs()
     net = network(dropout=0.5).train()
     index = torch.arange(9) + 100
-    out = net(x, t, y, G.rows(index))
-    part = net(x[[5, 2]], t[[5, 2]], y[[5, 2]], G.rows(index[[5, 2]]))
+    out = net(x, t, y, G.streams(index))
+    part = net(x[[5, 2]], t[[5, 2]], y[[5, 2]], G.streams(index[[5, 2]]))
     torch.testing.assert_close(part, out[[5, 2]], atol=1e-5, rtol=1e-5)  # float32 rounding
-    assert not torch.allclose(out, net(x, t, y, G.fold(1).rows(index)))
+    assert not torch.allclose(out, net(x, t, y, G.fold(1).streams(index)))
     streams = [layer.stream for layer in net.dropouts]
     assert len(set(streams)) == len(streams) == 3
 
@@ -96,9 +96,11 @@ def test_compiled_it_is_the_same(monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)  # its checks cannot be compiled
     x, t, y = inputs()
     net = network(dropout=0.5).train()
-    rows = G.rows(torch.arange(9))
+    streams = G.streams(torch.arange(9))
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x, t, y, rows), net(x, t, y, rows), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        compiled(x, t, y, streams), net(x, t, y, streams), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (4,), (4, 3, 1)])

@@ -13,7 +13,7 @@ from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.embeddings import Dropout
 from fmlightning.nets.size import multiply_adds, parameter_count
-from fmlightning.nets.unet import Attention, Block, UNet, group_norm
+from fmlightning.nets.unet import ResBlock, SpatialAttention, UNet, group_norm
 
 G = Key(11)
 SMALL = {
@@ -157,7 +157,7 @@ def test_it_depends_on_point_time_and_label(kind):
 def test_attention_is_softmax_attention_between_pixels():
     x = inputs(2, (6, 4, 3))[0].double()
     with seeded(G):
-        layer = Attention(6, head_channels=2).double()
+        layer = SpatialAttention(6, head_channels=2).double()
         layer.output.reset_parameters()
     pixels = layer.norm(x).flatten(2)
     weight, bias = layer.qkv.weight[:, :, 0, 0], layer.qkv.bias
@@ -172,7 +172,7 @@ def test_attention_is_softmax_attention_between_pixels():
 
 def test_attention_never_holds_its_scores():
     x = inputs(2, (8, 4, 4))[0].requires_grad_()
-    layer = Attention(8, head_channels=4)
+    layer = SpatialAttention(8, head_channels=4)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # refuses what this kernel cannot take
         layer(x).sum().backward()
 
@@ -180,7 +180,7 @@ def test_attention_never_holds_its_scores():
 def test_scale_and_shift_act_on_the_normalised_channels():
     x, e = inputs(2, (4, 6, 6))[0], torch.zeros(2, 3)
     with seeded(G):
-        block = Block(4, 4, 3, Dropout(0.0, 0))
+        block = ResBlock(4, 4, 3, Dropout(0.0, 0))
         block.conv2.reset_parameters()
     nn.init.zeros_(block.conv2.bias)
     block.affine.bias.data = torch.cat((-torch.ones(4), torch.zeros(4)))
@@ -194,7 +194,7 @@ def test_scale_and_shift_act_on_the_normalised_channels():
 def test_a_shift_alone_acts_before_the_norm():
     x, e = inputs(2, (4, 6, 6))[0], torch.zeros(2, 3)
     with seeded(G):
-        block = Block(4, 4, 3, Dropout(0.0, 0), scale_shift=False)
+        block = ResBlock(4, 4, 3, Dropout(0.0, 0), scale_shift=False)
         block.conv2.reset_parameters()
     nn.init.zeros_(block.affine.bias)
     out = block(x, e, None)
@@ -207,15 +207,15 @@ def test_a_shift_alone_acts_before_the_norm():
 def test_blocks_that_resample_pool_and_repeat():
     x = inputs(2, (4, 6, 6))[0]
     drop = Dropout(0.0, 0)
-    down = Block(4, 4, 3, drop, resample=nn.AvgPool2d(2))
-    up = Block(4, 4, 3, drop, resample=nn.Upsample(scale_factor=2))
+    down = ResBlock(4, 4, 3, drop, resample=nn.AvgPool2d(2))
+    up = ResBlock(4, 4, 3, drop, resample=nn.Upsample(scale_factor=2))
     e = torch.zeros(2, 3)
     small = down(x, e, None)  # the branch starts at zero: this is the skip
     torch.testing.assert_close(small, x.unflatten(3, (3, 2)).unflatten(2, (3, 2)).mean((3, 5)))
     assert torch.equal(up(small, e, None), small.repeat_interleave(2, 2).repeat_interleave(2, 3))
     with seeded(G):
         up.conv2.reset_parameters()
-    plain = Block(4, 4, 3, drop)
+    plain = ResBlock(4, 4, 3, drop)
     plain.load_state_dict(up.state_dict())
     flat = torch.ones(2, 4, 3, 3) * torch.arange(4.0)[:, None, None]  # repeating changes no value,
     inner = plain(
@@ -227,7 +227,7 @@ def test_blocks_that_resample_pool_and_repeat():
 def test_the_branch_is_resampled_behind_its_nonlinearity():
     x, drop = inputs(2, (4, 6, 6))[0], Dropout(0.0, 0)
     with seeded(G):
-        block = Block(4, 4, 3, drop, resample=nn.AvgPool2d(2))
+        block = ResBlock(4, 4, 3, drop, resample=nn.AvgPool2d(2))
         block.conv2.reset_parameters()
     nn.init.zeros_(block.affine.bias)
     h = block.conv1(F.avg_pool2d(F.silu(block.norm1(x)), 2))
@@ -237,9 +237,9 @@ def test_the_branch_is_resampled_behind_its_nonlinearity():
 
 def test_the_skip_scale_multiplies_every_sum():
     x = inputs(2, (4, 6, 6))[0]
-    block = Block(4, 4, 3, Dropout(0.0, 0), skip_scale=0.5)
+    block = ResBlock(4, 4, 3, Dropout(0.0, 0), skip_scale=0.5)
     assert torch.equal(block(x, torch.zeros(2, 3), None), 0.5 * x)
-    assert torch.equal(Attention(4, 2, skip_scale=0.5)(x), 0.5 * x)
+    assert torch.equal(SpatialAttention(4, 2, skip_scale=0.5)(x), 0.5 * x)
 
 
 def test_a_pixel_reaches_the_whole_image():
@@ -268,14 +268,14 @@ def test_dropout_is_keyed_by_sample(kind):
     x, t, y = inputs()
     net = network(dropout=0.3, **KINDS[kind]).train()
     index = torch.arange(5) + 40
-    out = net(x, t, y, G.rows(index))
+    out = net(x, t, y, G.streams(index))
     some = [3, 1]
-    part = net(x[some], t[some], y[some], G.rows(index[some]))
+    part = net(x[some], t[some], y[some], G.streams(index[some]))
     assert relative(part, out[some]) < 1e-5  # float32 rounding
-    assert relative(net(x, t, y, G.fold(1).rows(index)), out) > 0.01
-    with pytest.raises(ValueError, match="rows="):
+    assert relative(net(x, t, y, G.fold(1).streams(index)), out) > 0.01
+    with pytest.raises(ValueError, match="streams="):
         net(x, t, y)
-    assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.rows(index)))
+    assert torch.equal(net.eval()(x, t, y), net(x, t, y, G.streams(index)))
 
 
 @pytest.mark.parametrize(("resample", "more"), [("conv", 0), ("block", 2)])
@@ -324,9 +324,9 @@ def test_bf16_autocast_is_close_and_keeps_the_type():
 def equal_when_compiled(backend, **settings):
     x, t, y = inputs()
     net = network(dropout=0.2, **settings).train()
-    rows = G.rows(torch.arange(5))
+    streams = G.streams(torch.arange(5))
     compiled = torch.compile(net, fullgraph=True, backend=backend)
-    return relative(compiled(x, t, y, rows), net(x, t, y, rows))
+    return relative(compiled(x, t, y, streams), net(x, t, y, streams))
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddpm", "adm")]

@@ -1,4 +1,4 @@
-"""Training by maximum likelihood: the objective against closed forms, and the score that metrics it."""
+"""Training by maximum likelihood: the objective against closed forms, and the score that judges it."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmlightning.flow.keys import Key, Rows
+from fmlightning.flow.keys import Key, KeyedStreams
 from fmlightning.flow.likelihood import log_prob
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.objectives.maximum_likelihood import MaximumLikelihood
@@ -51,12 +51,12 @@ def test_the_loss_of_the_exact_velocity_is_the_density_of_the_law():
 
 def test_the_gradient_is_that_of_the_loss():
     net, x1 = network(), points(5)
-    field, rows = NetworkField(net, Linear()), Key(2).rows(torch.arange(5))
+    field, streams = NetworkField(net, Linear()), Key(2).streams(torch.arange(5))
     for divergence in ("exact", "hutchinson"):
         objective = MaximumLikelihood("dopri8", 1e-9, 1e-9, divergence)
 
         def loss(objective=objective):
-            return objective(field, x1, Gaussian(), rows=rows).mean()
+            return objective(field, x1, Gaussian(), streams=streams).mean()
 
         parameters = list(net.parameters())
         gradient = torch.autograd.grad(loss(), parameters)
@@ -77,7 +77,7 @@ def test_hutchinson_is_the_exact_loss_on_average():
     field, x1 = NetworkField(network(), Linear()), points(1).expand(2000, 2)
     exact, estimate = (
         MaximumLikelihood(rtol=1e-5, atol=1e-5, divergence=d)(
-            field, x1, Gaussian(), rows=Key(4).rows(torch.arange(2000))
+            field, x1, Gaussian(), streams=Key(4).streams(torch.arange(2000))
         ).detach()
         for d in ("exact", "hutchinson")
     )
@@ -112,7 +112,7 @@ def test_labels_are_looked_up_in_inference_mode_too():
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="rtol=0"):
         MaximumLikelihood(rtol=0.0)
-    with pytest.raises(ValueError, match="rows=key"):
+    with pytest.raises(ValueError, match="streams=key"):
         MaximumLikelihood(divergence="hutchinson")(exact_field(), points(3), Gaussian())
     with pytest.raises(ValueError, match="no known density"):
         MaximumLikelihood()(exact_field(), points(3), Moons())
@@ -191,11 +191,11 @@ def test_training_reaches_the_entropy_and_does_not_pass_it(fit):
 # -- the score ----------------------------------------------------------------------------------
 
 
-def scored(field, size=400, law=LAW, levels=None, world_size=1, x=None, **options):
+def scored(field, size=400, law=LAW, num_bins=None, world_size=1, x=None, **options):
     options = {"batch_size": 400, "rtol": 1e-5, "atol": 1e-5, **options}
     metric = NegativeLogLikelihood(size=size, **options)
     held_out = points(500, seed=1, dtype=torch.float32) if x is None else x
-    metric.prepare(held_out, held_out, None, levels)
+    metric.prepare(held_out, held_out, None, num_bins)
     for rank in range(world_size):
         metric.evaluate_model(field, Gaussian(), law, rank, world_size)
     return metric.compute()
@@ -243,15 +243,15 @@ def test_a_law_without_a_density_has_no_floor():
 
 
 def test_images_are_judged_in_bits_per_dimension():
-    scores = scored(exact_field(), size=50, levels=256)
+    scores = scored(exact_field(), size=50, num_bins=256)
     assert scores["bits_per_dimension"] == pytest.approx(
         scores["nll"] / (2 * math.log(2)) + 7, rel=1e-9
     )
 
 
 def test_probes_are_keyed_by_the_sample():
-    rows = Key(0).rows(torch.tensor([3, 5]))
+    streams = Key(0).streams(torch.tensor([3, 5]))
     objective = MaximumLikelihood(divergence="hutchinson")
-    both = objective.probe(rows, points(2))
-    one = objective.probe(Rows(rows.words, rows.index[1:]), points(1))
+    both = objective.probe(streams, points(2))
+    one = objective.probe(KeyedStreams(streams.words, streams.index[1:]), points(1))
     assert torch.equal(both[1:], one)

@@ -52,13 +52,13 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
 def solutions(detail: Detail) -> tuple[Tensor, Tensor]:
     """States of (1) and of (2), (K, B, 1)."""
     index = torch.arange(CROWD * detail.particles)
-    x0 = Gaussian().rows(KEY.fold("starts").rows(index), (1,), F64)
+    x0 = Gaussian().sample_keyed(KEY.fold("starts").streams(index), (1,), F64)
     save_at = 2 * detail.num_steps + 1
     x = ODESolver("rk4", detail.num_steps).solve(PATH.velocity, x0, save_at=save_at).states
     sde = MarginalPreservingSDE(PATH.schedule, Gaussian(), independent=True)
-    rows = KEY.fold("brownian").rows(index)
+    streams = KEY.fold("brownian").streams(index)
     solver = SDESolver(num_steps=2 * detail.num_steps)
-    return x, solver.solve(sde, PATH.velocity, x0, rows, save_at=save_at).states
+    return x, solver.solve(sde, PATH.velocity, x0, streams, save_at=save_at).states
 
 
 def background(axis: Axes, side: int) -> None:

@@ -15,14 +15,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmlightning.data.images.datasets import Block, ImageDataset, InMemoryImages, hold_out, spread
+from fmlightning.data.images.datasets import (
+    ImageBatch,
+    ImageDataset,
+    InMemoryImages,
+    hold_out,
+    spread,
+)
 from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
 
-LEVELS = 256
+NUM_BINS = 256
 NAMED = 10
 
 OnCorrupt = Literal["fail", "skip"]
@@ -75,15 +81,15 @@ class ImageData(FlowData):
         batch_size: samples in a training step, over all processes.
         labelled: whether batches carry the class y.
         flip: whether training mirrors every picture left to right with probability one half, keyed.
-        dequantise: whether training adds u ~ U(0, 1) to the 256 levels; if not, pixels stand at the middle of their
-            level, u = 1/2. Held-out pictures always have it, so that bits per dimension mean something.
+        dequantise: whether training adds u ~ U(0, 1) to the 256 pixel values k; if not, pixels stand at the middle of
+            their bin, u = 1/2. Held-out pictures always have it, so that bits per dimension mean something.
         val_size: pictures taken from the training set for validation, the same for every seed; 0 trains on all and
             validates on the test set.
         eval_batch_size: samples in a block of validation or testing.
         seed: of the order, the noise and the flips; the command line sets it to `seed_everything`.
     """
 
-    levels = LEVELS
+    num_bins = NUM_BINS
 
     def __init__(
         self,
@@ -151,18 +157,18 @@ class ImageData(FlowData):
     @property
     def device(self) -> torch.device:
         """Where batches are made."""
-        trainer = (self.whole or self).trainer
+        trainer = (self.parent or self).trainer
         return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
     # -- training -------------------------------------------------------------------------------
 
     def train_batch(self, step: int, rows: slice) -> Batch:
-        block = self.tell(self.train_reader(rows)(step))
+        block = self.warn_corrupt(self.train_reader(rows)(step))
         epoch = self.order.epoch(step)
         noise = self.key.fold("dequantise", epoch) if self.dequantise else None
         return self.points(block, noise, self.key.fold("flip", epoch) if self.flip else None)
 
-    def train_reader(self, rows: slice) -> Callable[[int], Block]:
+    def train_reader(self, rows: slice) -> Callable[[int], ImageBatch]:
         pictures = self.sets["train"]
         if isinstance(pictures, InMemoryImages):
             return TrainReader(pictures.on(self.device), self.order, rows, False).read
@@ -186,13 +192,13 @@ class ImageData(FlowData):
     def eval_samples(self, split: str) -> Batch:
         return self.collect(split, torch.arange(len(self.split(split))))
 
-    def outline(self, split: str) -> Batch:
+    def shapes(self, split: str) -> Batch:
         size = len(self.split(split))
         x1 = torch.empty(size, *self.event_shape, device="meta")
         y = torch.empty(size, dtype=torch.int64, device="meta")
         return {"x1": x1, "y": y} if self.num_classes else {"x1": x1}
 
-    def glimpse(self, split: str, size: int) -> Batch:
+    def preview(self, split: str, size: int) -> Batch:
         return self.collect(split, torch.tensor(spread(len(self.split(split)), size)))
 
     def collect(self, split: str, index: Tensor) -> Batch:
@@ -204,7 +210,7 @@ class ImageData(FlowData):
     def split(self, name: str) -> ImageDataset:
         return self.sets["train" if name == "reference" else name]
 
-    def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], Block]:
+    def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], ImageBatch]:
         pictures = self.split(split)
         if isinstance(pictures, InMemoryImages):
             return FixedReader(pictures.on(self.device), blocks, False).read
@@ -215,7 +221,7 @@ class ImageData(FlowData):
         """The same pictures in memory; in place of a bad one, the next good one."""
         blocks = torch.arange(len(pictures)).split(64)
         read = self.read_ahead(FixedReader(pictures, blocks, self.reading.skip), len(blocks))
-        parts = [self.tell(read(number)) for number in range(len(blocks))]
+        parts = [self.warn_corrupt(read(number)) for number in range(len(blocks))]
         labels = [part.y for part in parts if part.y is not None]
         return InMemoryImages(
             torch.cat([p.pixels for p in parts]), torch.cat(labels) if labels else None
@@ -223,24 +229,24 @@ class ImageData(FlowData):
 
     # -- from bytes to points -----------------------------------------------------------------------
 
-    def points(self, block: Block, noise: Key | None, flip: Key | None = None) -> Batch:
+    def points(self, block: ImageBatch, noise: Key | None, flip: Key | None = None) -> Batch:
         """The pictures of a block on the device, scaled, and mirrored by `flip`."""
         index = block.index.to(self.device)
         pixels = block.pixels.to(self.device, non_blocking=True)
         if flip is not None:
-            mirrored = (flip.rows(index).bits(1) & 1 == 1)[:, :, None, None]
+            mirrored = (flip.streams(index).bits(1) & 1 == 1)[:, :, None, None]
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         if noise is None:
             u = torch.full(pixels.shape, 0.5, device=self.device)
         else:
             # in float32 a larger u would carry k + u to the next level
-            u = noise.rows(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
-        batch = {"x1": dequantise(pixels, u, LEVELS)}
+            u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
+        batch = {"x1": dequantise(pixels, u, NUM_BINS)}
         if self.num_classes and block.y is not None:
             batch["y"] = block.y.to(self.device)
         return batch
 
-    def tell(self, block: Block) -> Block:
+    def warn_corrupt(self, block: ImageBatch) -> ImageBatch:
         """Name each bad file once, the first few at least, and count them."""
         for name in block.bad:
             if name not in self.bad:
@@ -264,5 +270,5 @@ class ImageBlocks:
         read = self.data.fixed_reader(self.split, self.blocks)
         noise = Key(0).fold("dequantise", self.split)
         for number in range(len(self.blocks)):
-            block = self.data.tell(read(number))
+            block = self.data.warn_corrupt(read(number))
             yield {**self.data.points(block, noise), "index": block.index.to(self.data.device)}

@@ -20,7 +20,7 @@ ON_DEVICE = 4 * 2**30
 PROBES = 64
 
 
-class Block(NamedTuple):
+class ImageBatch(NamedTuple):
     """Pictures of one step."""
 
     pixels: UInt8[Tensor, "B C H W"]
@@ -55,7 +55,7 @@ class ImageDataset(ABC):
     def digest(self) -> str:
         """A digest of pixels and labels, or of as much of them as is read within seconds."""
 
-    def read(self, order: Labels, positions: Sequence[int], skip: bool) -> Block:
+    def read(self, order: Labels, positions: Sequence[int], skip: bool) -> ImageBatch:
         """The pictures at some places of an order; in place of a bad one, the next good one of that order.
 
         Raises:
@@ -66,7 +66,7 @@ class ImageDataset(ABC):
         chosen = torch.tensor([number for number, _ in found], dtype=torch.int64)
         pixels = torch.stack([pixels for _, pixels in found])
         y = None if self.labels is None else self.labels[chosen]
-        return Block(pixels, y, order[list(positions)], tuple(bad))
+        return ImageBatch(pixels, y, order[list(positions)], tuple(bad))
 
     def next_good(
         self, order: Labels, position: int, skip: bool, bad: list[str]
@@ -109,9 +109,11 @@ class InMemoryImages(ImageDataset):
             self.labels = None if self.labels is None else self.labels.to(device)
         return self
 
-    def read(self, order: Labels, positions: Sequence[int], skip: bool) -> Block:
+    def read(self, order: Labels, positions: Sequence[int], skip: bool) -> ImageBatch:
         index = order[list(positions)].to(self.pixels.device)
-        return Block(self.pixels[index], None if self.labels is None else self.labels[index], index)
+        return ImageBatch(
+            self.pixels[index], None if self.labels is None else self.labels[index], index
+        )
 
 
 class ImageFiles(ImageDataset):

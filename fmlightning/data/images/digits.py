@@ -12,12 +12,12 @@ from fmlightning.data.order import Batch, Order
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
 
-LEVELS = 17
+NUM_BINS = 17
 VAL, TEST = 150, 350
 
 
 class DigitsData(FlowData):
-    """1,797 digits of 8 x 8 pixels with 17 grey levels, in ten classes.
+    """1,797 digits of 8 x 8 pixels with 17 pixel values, in ten classes.
 
     One fixed permutation splits them into 1,297 for training, 150 for validation and 350 for testing; it does
     not depend on the seed. Pixels are dequantised and scaled, x = 2 (k + u) / 17 - 1 with u ~ U(0, 1) keyed
@@ -33,7 +33,7 @@ class DigitsData(FlowData):
     """
 
     event_shape = (1, 8, 8)
-    levels = LEVELS
+    num_bins = NUM_BINS
 
     def __init__(
         self, batch_size: int = 96, labelled: bool = True, eval_batch_size: int = 350, seed: int = 0
@@ -80,7 +80,7 @@ class DigitsData(FlowData):
 
     def batch(self, split: str, index: Tensor, key: Key) -> Batch:
         pixels = self.images[split][index]
-        x1 = dequantise(pixels, key.rows(index).uniform(self.event_shape), LEVELS)
+        x1 = dequantise(pixels, key.streams(index).uniform(self.event_shape), NUM_BINS)
         return {"x1": x1, "y": self.targets[split][index]} if self.num_classes else {"x1": x1}
 
 

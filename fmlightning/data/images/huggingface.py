@@ -80,14 +80,14 @@ class HuggingFaceData(ImageData):
             column = the_column(table, "image", image_column, dataset)
             label = the_column(table, "label", label_column, dataset) if labelled else None
             names = tuple(table.features[label].names) if label else ()
-            sets[part] = Rows(table, column, label, decoder, f"{dataset} {split}")
+            sets[part] = HubRows(table, column, label, decoder, f"{dataset} {split}")
         if "test" not in sets:
             sets["train"], sets["test"] = hold_out(sets["train"], test_size, "test_size")
         reading = LoaderOptions(on_corrupt, num_workers, in_memory)
         super().__init__(Splits(sets, names, reading), labelled=labelled, **options)
 
 
-class Rows(ImageDataset):
+class HubRows(ImageDataset):
     """The rows of a table with a column of encoded images."""
 
     def __init__(

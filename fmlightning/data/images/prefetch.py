@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from fmlightning.data.images.datasets import Block, ImageDataset
+from fmlightning.data.images.datasets import ImageBatch, ImageDataset
 from fmlightning.data.images.decode import BadImage
 from fmlightning.data.order import Order
 from fmlightning.flow.keys import Key
@@ -25,7 +25,7 @@ from fmlightning.flow.shapes import Labels
 class Reader(Protocol):
     """Blocks by number."""
 
-    def read(self, number: int) -> Block: ...
+    def read(self, number: int) -> ImageBatch: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrainReader:
     rows: slice
     skip: bool
 
-    def read(self, number: int) -> Block:
+    def read(self, number: int) -> ImageBatch:
         place = self.order.positions(number)
         positions = range(place.start, place.stop)[self.rows]
         return self.pictures.read(
@@ -53,7 +53,7 @@ class FixedReader:
     blocks: tuple[Labels, ...]
     skip: bool
 
-    def read(self, number: int) -> Block:
+    def read(self, number: int) -> ImageBatch:
         order = torch.arange(len(self.pictures))
         return self.pictures.read(order, self.blocks[number].tolist(), self.skip)
 
@@ -64,7 +64,7 @@ class Steps:
 
     reader: Reader
 
-    def __getitem__(self, number: int) -> Block | BadImage:
+    def __getitem__(self, number: int) -> ImageBatch | BadImage:
         # an exception that is raised in a worker comes back as a traceback inside its own message
         try:
             return self.reader.read(number)
@@ -89,7 +89,7 @@ class ReadAhead:
         self.next = -1
         self.blocks: Iterator[Any] = iter(())
 
-    def __call__(self, number: int) -> Block:
+    def __call__(self, number: int) -> ImageBatch:
         if self.num_workers == 0:
             return self.reader.read(number)
         if number != self.next:

@@ -50,7 +50,8 @@ class LatentData(FlowData):
         batch_size: samples in a training step, over all processes.
         scale: what latents are multiplied by: 0.18215 for Stable Diffusion's autoencoder; null is 1 / their standard
             deviation over the training set.
-        drawn: whether training draws latents from the encoder's Gaussian, anew in each epoch, or takes its mean.
+        sample_posterior: whether training draws latents from the encoder's Gaussian, anew in each epoch, or takes its
+            mean.
         flip: whether training takes the latent of the mirrored image with probability one half, keyed.
         eval_batch_size: samples in a block of validation or testing.
         seed: of the order and the noise; the command line sets it to `seed_everything`.
@@ -62,25 +63,25 @@ class LatentData(FlowData):
         autoencoder: Autoencoder = SmallAutoencoder(),  # noqa: B008 - frozen
         batch_size: int = 128,
         scale: float | None = None,
-        drawn: bool = True,
+        sample_posterior: bool = True,
         flip: bool = False,
         eval_batch_size: int = 500,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
-        if len(images.event_shape) != 3 or images.gives_x0:
+        if len(images.event_shape) != 3 or images.paired:
             raise ValueError(
                 f"data.images={type(images).__name__}: its samples must be images (C, H, W) without an x0"
             )
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"data.scale={scale} must be positive and finite, or null")
         self.event_shape = autoencoder.latent_shape(images.event_shape)
-        images.become_part(self)
+        images.attach_to(self)
         self.images, self.autoencoder = images, autoencoder
-        self.given_scale, self.drawn, self.flip = scale, drawn, flip
-        self.levels = images.levels
+        self.given_scale, self.sample_posterior, self.flip = scale, sample_posterior, flip
+        self.num_bins = images.num_bins
         self.num_classes, self.class_names = images.num_classes, images.class_names
-        size = len(images.outline("reference")["x1"])
+        size = len(images.shapes("reference")["x1"])
         self.order = Order(size, batch_size, self.key)
 
     @property
@@ -90,7 +91,7 @@ class LatentData(FlowData):
 
     @property
     def fingerprint(self) -> str:
-        text = f"{self.images.fingerprint} {self.digest} {self.scale} {self.drawn} {self.flip}"
+        text = f"{self.images.fingerprint} {self.digest} {self.scale} {self.sample_posterior} {self.flip}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -98,7 +99,7 @@ class LatentData(FlowData):
         return self.order.steps_per_epoch
 
     @property
-    def seen(self) -> FlowData:
+    def pixel_data(self) -> FlowData:
         return self.images
 
     def setup(self, stage: str) -> None:
@@ -157,7 +158,7 @@ class LatentData(FlowData):
     def encode(self, folder: Path) -> None:
         """Encode all images into a folder, whole or not at all."""
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        self.images.whole = None  # this process encodes all of them
+        self.images.parent = None  # this process encodes all of them
         try:
             for split in ("reference", "val", "test"):
                 self.encode_split(split, temporary, split)
@@ -166,12 +167,12 @@ class LatentData(FlowData):
             temporary.chmod(0o755)
             os.replace(temporary, folder)
         finally:
-            self.images.whole = self
+            self.images.parent = self
             shutil.rmtree(temporary, ignore_errors=True)
 
     def encode_split(self, split: str, folder: Path, name: str) -> None:
         """Means, deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
-        size = len(self.images.outline(split)["x1"])
+        size = len(self.images.shapes(split)["x1"])
         labels = []
         with (folder / f"{name}.npy").open("wb") as file:
             header(file, (size, 2, *self.event_shape))
@@ -207,10 +208,10 @@ class LatentData(FlowData):
         index, epoch = self.order.indices(step)[rows], self.order.epoch(step)
         moments, y = self.store.take("reference", index)
         if self.flip:
-            mirrored = self.key.fold("flip", epoch).rows(index).bits(1)[:, 0] & 1 == 1
+            mirrored = self.key.fold("flip", epoch).streams(index).bits(1)[:, 0] & 1 == 1
             moments[mirrored] = self.store.take("mirrored", index[mirrored])[0]
         return self.points(
-            moments, y, self.key.fold("latent", epoch) if self.drawn else None, index
+            moments, y, self.key.fold("latent", epoch) if self.sample_posterior else None, index
         )
 
     def eval_samples(self, split: str) -> Batch:
@@ -222,14 +223,14 @@ class LatentData(FlowData):
 
     def fixed(self, split: str, index: Tensor) -> Batch:
         """Some latents of a split, the same in every run."""
-        key = Key(0).fold("latent", split) if self.drawn else None
+        key = Key(0).fold("latent", split) if self.sample_posterior else None
         return self.points(*self.store.take(split, index), key, index)
 
     def points(self, moments: Tensor, y: Tensor, noise: Key | None, index: Tensor) -> Batch:
         """Equation (1)."""
         x1 = moments[:, 0]
         if noise is not None:
-            x1 = x1 + moments[:, 1] * noise.rows(index).normal(self.event_shape)
+            x1 = x1 + moments[:, 1] * noise.streams(index).normal(self.event_shape)
         batch = {"x1": self.scale * x1}
         return {**batch, "y": y} if self.num_classes else batch
 

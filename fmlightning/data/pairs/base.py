@@ -1,4 +1,4 @@
-"""Pairs of a spoilt and a clean image: a flow from the one to the other restores images."""
+"""Pairs of a corrupted and a clean image: a flow from the one to the other restores images."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class CorruptedData(FlowData):
         seed: of the order and the noise; the command line sets it to `seed_everything`.
     """
 
-    gives_x0 = True
+    paired = True
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class CorruptedData(FlowData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
-        if len(images.event_shape) != 3 or images.gives_x0:
+        if len(images.event_shape) != 3 or images.paired:
             raise ValueError(
                 f"data.images={type(images).__name__}: its samples must be images (C, H, W) without an x0"
             )
-        images.become_part(self)
+        images.attach_to(self)
         self.images, self.corruption = images, corruption
-        self.event_shape, self.levels = images.event_shape, images.levels
+        self.event_shape, self.num_bins = images.event_shape, images.num_bins
         self.num_classes, self.class_names = images.num_classes, images.class_names
         corruption.degrade(torch.zeros(1, *self.event_shape))  # refuses sizes that do not fit
 
@@ -59,7 +59,7 @@ class CorruptedData(FlowData):
         return self.images.steps_per_epoch
 
     @property
-    def seen(self) -> FlowData:
+    def pixel_data(self) -> FlowData:
         return self.images
 
     def setup(self, stage: str) -> None:
@@ -72,19 +72,19 @@ class CorruptedData(FlowData):
     def train_batch(self, step: int, rows: slice) -> Batch:
         batch = self.images.train_batch(step, rows)
         index = torch.arange(rows.start, rows.stop, device=batch["x1"].device)
-        return self.spoilt(batch, self.key.fold("corruption", step), index)
+        return self.corrupted(batch, self.key.fold("corruption", step), index)
 
     def eval_samples(self, split: str) -> Batch:
         batch = self.images.eval_samples(split)
         index = torch.arange(len(batch["x1"]), device=batch["x1"].device)
-        return self.spoilt(batch, Key(0).fold("corruption", split), index)
+        return self.corrupted(batch, Key(0).fold("corruption", split), index)
 
     def eval_batches(self, split: str) -> Blocks:
         return CorruptedBlocks(self, split)
 
-    def spoilt(self, batch: Batch, key: Key, index: Tensor) -> Batch:
+    def corrupted(self, batch: Batch, key: Key, index: Tensor) -> Batch:
         """A batch with its x0; the noise is keyed by the samples' numbers."""
-        return {**batch, "x0": self.corruption(batch["x1"], key.rows(index))}
+        return {**batch, "x0": self.corruption(batch["x1"], key.streams(index))}
 
 
 class CorruptedBlocks:
@@ -99,4 +99,4 @@ class CorruptedBlocks:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.blocks:
-            yield self.data.spoilt(batch, self.key, batch["index"])
+            yield self.data.corrupted(batch, self.key, batch["index"])

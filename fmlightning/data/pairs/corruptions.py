@@ -1,4 +1,4 @@
-r"""How an image is spoilt: from clean x1 to the x0 that a flow is to lead back.
+r"""Corruptions of images: from clean x1 to the x0 that a flow is to lead back.
 
     x0 = C(x1) + noise * eps,   eps ~ N(0, I)                                                     (1)
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Points
 
 REACH = 3
@@ -40,9 +40,9 @@ class Corruption(ABC):
     def degrade(self, x1: Points) -> Points:
         """C of clean images (B, C, H, W)."""
 
-    def __call__(self, x1: Points, rows: Rows) -> Points:
-        """The spoilt images; the noise of each is a function of its row."""
-        return self.degrade(x1) + self.noise * rows.normal(x1.shape[1:], dtype=x1.dtype)
+    def __call__(self, x1: Points, streams: KeyedStreams) -> Points:
+        """The corrupted images; the noise of each is a function of its row."""
+        return self.degrade(x1) + self.noise * streams.normal(x1.shape[1:], dtype=x1.dtype)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from fmlightning.flow.couplings.coupling import (
 )
 from fmlightning.flow.couplings.entropic import Entropic, SchrodingerBridgeCoupling, sinkhorn
 from fmlightning.flow.couplings.exact import MinibatchOT, OTPlanWithReplacement, assignment
-from fmlightning.flow.couplings.semidiscrete import Potential, SemidiscreteOT
+from fmlightning.flow.couplings.potential import Potential
+from fmlightning.flow.couplings.semidiscrete import SemidiscreteOT
 from fmlightning.flow.couplings.unbalanced import UnbalancedOT
 
 __all__ = [

@@ -35,7 +35,6 @@ from fmlightning.flow.couplings.coupling import (
     squared_distances,
 )
 from fmlightning.flow.couplings.exact import SOLVERS, MinibatchOT, fastest
-from fmlightning.flow.couplings.semidiscrete import SemidiscreteOT
 from fmlightning.flow.shapes import Points
 
 Difference = Literal["squared", "cosine"]
@@ -58,9 +57,9 @@ class ClasswiseOT(Coupling):
 
     def __post_init__(self) -> None:
         require_size(self.ot_batch_size)
-        if isinstance(self.within, SemidiscreteOT):
+        if self.within.fitted:
             raise ValueError(
-                "within=SemidiscreteOT: a potential is of the whole data set and not of a class; use "
+                f"within={type(self.within).__name__}: a potential is of the whole data set and not of a class; use "
                 "within=MinibatchOT"
             )
 

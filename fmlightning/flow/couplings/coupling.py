@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fmlightning.flow.couplings.potential import Potential
+from fmlightning.flow.keys import Key
 from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.sources import Source
 
 Conditions = Labels | Float[Tensor, "B K"]
 """What a network is told of each sample: a class, or K numbers."""
@@ -26,7 +29,10 @@ class Coupling(ABC):
     """A way to pair a batch of source points with a batch of data."""
 
     independent: bool = False
-    """Whether x0 is independent of x1: only then does a velocity give the score."""
+    """True where x0 is independent of x1: only then does a velocity give the score. Such pairs stay as they come."""
+
+    fitted: bool = False
+    """True where training pairs come from a potential that `fit` finds once, for a fixed set as a whole."""
 
     ot_batch_size: int | None = None
     """How many points are paired at a time; None for those of a global batch."""
@@ -46,6 +52,14 @@ class Coupling(ABC):
         Raises:
             ValueError: x0 would depend on the labels, or the batches do not match.
         """
+
+    def fit(self, x1: Points, source: Source, key: Key) -> Float[Tensor, " N"]:
+        """The potential of a data set (N, *S), where the coupling is `fitted`: a function of the set and the key."""
+        raise ValueError(f"{type(self).__name__} pairs batches, and fits no potential")
+
+    def potential(self, x1: Points, g: Float[Tensor, " N"]) -> Potential:
+        """A data set with its fitted potential, which gives training its pairs."""
+        raise ValueError(f"{type(self).__name__} pairs batches, and has no potential")
 
 
 @dataclass(frozen=True)

@@ -25,63 +25,19 @@ Source: Mousavi-Hosseini et al. 2025, arXiv:2509.25519; Genevay et al. 2016, arX
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fmlightning.flow.couplings.coupling import Conditions, Coupling, Indices, Pairs, refuse_labels
+from fmlightning.flow.couplings.coupling import Conditions, Coupling, Pairs, refuse_labels
 from fmlightning.flow.couplings.exact import MinibatchOT
+from fmlightning.flow.couplings.potential import BLOCK, Potential
 from fmlightning.flow.keys import Key
 from fmlightning.flow.shapes import Points
 from fmlightning.flow.sources import Source
-
-BLOCK = 2**24
-"""Numbers of the matrix of (1) that are held at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Potential:
-    """A data set with the g of (1).
-
-    Args:
-        x1: the data, (N, *S).
-        g: the potential, (N,).
-        reg: weight of the entropy.
-    """
-
-    x1: Tensor = field(repr=False)
-    g: Float[Tensor, " N"] = field(repr=False)
-    reg: float = 0.0
-
-    def targets(self, x0: Points, generator: torch.Generator) -> Indices:
-        """The k(x0) of (1) for each source point; the generator is drawn from for reg > 0 alone."""
-        x0 = x0.flatten(1).to(self.x1)
-        size = max(1, BLOCK // max(1, len(x0)))
-        best, found = x0.new_full((len(x0),), -math.inf), torch.zeros(len(x0), dtype=torch.int64)
-        found = found.to(x0.device)
-        for first, scores in self.scores(x0, size):
-            if self.reg:
-                u = torch.rand(scores.shape, generator=generator, device=generator.device)
-                scores = scores - self.reg * (-u.to(scores).log()).log()
-            value, place = scores.max(1)
-            found = torch.where(value > best, place + first, found)
-            best = torch.maximum(value, best)
-        return found
-
-    def scores(self, x0: Float[Tensor, "B D"], size: int) -> Iterator[tuple[int, Tensor]]:
-        """g_k - |x0 - x_k|^2 + |x0|^2 in blocks of the data, each with its first k."""
-        first = 0
-        for x1, g in zip(self.x1.flatten(1).split(size), self.g.split(size), strict=True):
-            yield first, torch.addmm((g - x1.double().square().sum(1)).to(x1), x0, x1.T, alpha=2)
-            first += len(x1)
-
-    def counts(self, x0: Points, generator: torch.Generator) -> Float[Tensor, " N"]:
-        """How many source points fall into each cell."""
-        return torch.bincount(self.targets(x0, generator), minlength=len(self.g)).double()
 
 
 @dataclass(frozen=True)
@@ -104,6 +60,8 @@ class SemidiscreteOT(Coupling):
     batch_size: int = 1024
     max_steps: int = 10_000
     rate: float = 0.1
+
+    fitted = True
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "batch_size", "max_steps", "rate"):

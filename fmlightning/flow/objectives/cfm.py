@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.models import Network, output
 from fmlightning.flow.objectives.weightings import Weighting
 from fmlightning.flow.paths.affine import PathSample
@@ -28,7 +28,7 @@ def cfm_loss(
     *,
     predicts: Prediction = "velocity",
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
     weight: Weighting | None = None,
 ) -> PerSample:
     """The loss (1) of each sample, divided by its number of dimensions.
@@ -41,10 +41,10 @@ def cfm_loss(
         sample: from `AffinePath.sample`.
         predicts: what the network outputs; the loss is taken on that output.
         y: class labels, (B,), for a conditional network.
-        rows: keyed streams of the samples, for networks with dropout.
+        streams: keyed streams of the samples, for networks with dropout.
         weight: how much each time counts; `AsVelocity` makes predictions comparable.
     """
-    prediction = output(network, schedule, sample.xt, sample.t, y, rows)
+    prediction = output(network, schedule, sample.xt, sample.t, y, streams)
     loss = mean_square(prediction - target(predicts, sample, schedule))
     return loss if weight is None else weight(sample.t, schedule, predicts) * loss
 
@@ -56,15 +56,15 @@ def mean_cfm_loss(
     *,
     predicts: Prediction = "velocity",
     y: Labels | None = None,
-    rows: Rows | None = None,
+    streams: KeyedStreams | None = None,
     weight: Weighting | None = None,
 ) -> Float[Tensor, ""]:
     """The mean of `cfm_loss` over a batch; in one pass where no weight asks for the loss of each sample."""
     if weight is not None:
         return cfm_loss(
-            network, schedule, sample, predicts=predicts, y=y, rows=rows, weight=weight
+            network, schedule, sample, predicts=predicts, y=y, streams=streams, weight=weight
         ).mean()
-    prediction = output(network, schedule, sample.xt, sample.t, y, rows)
+    prediction = output(network, schedule, sample.xt, sample.t, y, streams)
     return F.mse_loss(prediction, target(predicts, sample, schedule))
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.likelihood import hutchinson_probe, log_prob
 from fmlightning.flow.models import TrainedField
 from fmlightning.flow.shapes import Labels, PerSample, Points
@@ -61,7 +61,7 @@ class MaximumLikelihood:
         source: Source,
         *,
         y: Labels | None = None,
-        rows: Rows | None = None,
+        streams: KeyedStreams | None = None,
     ) -> PerSample:
         """-log p_1(x1) in nats, (B,); differentiable where gradients are on.
 
@@ -72,16 +72,16 @@ class MaximumLikelihood:
             x1: data, (B, *S).
             source: the law of x0, with a known density.
             y: labels, (B,).
-            rows: keyed streams of the samples, for the probes of hutchinson.
+            streams: keyed streams of the samples, for the probes of hutchinson.
 
         Raises:
-            ValueError: the source has no density, or there are no rows for the probes.
+            ValueError: the source has no density, or there are no streams for the probes.
             SolverError: the flow has become too stiff for the solver.
         """
         # labels that are looked up while gradients are on must not come from inference mode
         with torch.inference_mode(False):
             y = None if y is None else y.clone()
-            probe = self.probe(rows, x1)
+            probe = self.probe(streams, x1)
         return -log_prob(
             field.given(y),
             x1,
@@ -93,12 +93,12 @@ class MaximumLikelihood:
             differentiable=torch.is_grad_enabled(),
         )
 
-    def probe(self, rows: Rows | None, x1: Points) -> Points | None:
+    def probe(self, streams: KeyedStreams | None, x1: Points) -> Points | None:
         """Hutchinson's z for each sample, one for the whole solve; None for the exact divergence."""
         if self.divergence == "exact":
             return None
-        if rows is None:
+        if streams is None:
             raise ValueError(
-                "divergence='hutchinson' needs random numbers: pass rows=key.rows(index), or take 'exact'"
+                "divergence='hutchinson' needs random numbers: pass streams=key.streams(index), or take 'exact'"
             )
-        return hutchinson_probe(rows, x1).clone()
+        return hutchinson_probe(streams, x1).clone()

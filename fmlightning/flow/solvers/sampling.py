@@ -20,7 +20,7 @@ from fmlightning.flow.sources import Source
 
 def source_points(source: Source, seed: int, index: Tensor, event_shape: Sequence[int]) -> Tensor:
     """The source points of the given samples, (B, *S)."""
-    return source.rows(Key(seed).fold("sampling").rows(index), event_shape)
+    return source.sample_keyed(Key(seed).fold("sampling").streams(index), event_shape)
 
 
 def path_noise(
@@ -29,7 +29,7 @@ def path_noise(
     """The noise that a path with gamma > 0 starts with, (B, *S); None for the others."""
     if not schedule.stochastic:
         return None
-    return Key(seed).fold("sampling", "eps").rows(index).normal(event_shape)
+    return Key(seed).fold("sampling", "eps").streams(index).normal(event_shape)
 
 
 @torch.no_grad()

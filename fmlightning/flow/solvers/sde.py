@@ -11,7 +11,7 @@ source is Gaussian and independent of the data. It grows like 1 / sigma at the d
 like 1 - t: a g that does not carries a bias that many steps remove slowly, and is given an interval to act on.
 Outside that interval, and in the last step, g = 0: by (2) the law stays right.
 
-The noise of step n is stream n of the rows handed in: it depends on (key, sample index, n) and on nothing else.
+The noise of step n is stream n of those handed in: it depends on (key, sample index, n) and on nothing else.
 
 Source: Song et al. 2021, arXiv:2011.13456; Ma et al. 2024 (SiT), arXiv:2401.08740, sec. 2.4.
 """
@@ -26,7 +26,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.models import at, noise_to_score, require_score
 from fmlightning.flow.paths.predictions import to_endpoints
 from fmlightning.flow.paths.schedules import T_EPS, Schedule
@@ -245,61 +245,62 @@ class SDESolver:
         sde: SDE,
         field: Field,
         x: Points,
-        rows: Rows,
+        streams: KeyedStreams,
         t0: float = 0.0,
         t1: float = 1.0,
         save_at: int | Sequence[float] = 0,
     ) -> Solution:
         """Carry x from t0 to t1.
 
-            SDESolver().solve(MarginalPreservingSDE(path, Gaussian(), independent=True), velocity, x, key.rows(index))
+            sde = MarginalPreservingSDE(path, Gaussian(), independent=True)
+            SDESolver().solve(sde, velocity, x, key.streams(index))
 
         Args:
             sde: what to solve.
             field: the velocity of the flow, or the drift f of `Ito`.
             x: the state at t0, (B, *S).
-            rows: keyed streams of the samples; keep them apart from those that drew x.
+            streams: keyed streams of the samples; keep them apart from those that drew x.
             t0: start.
             t1: end, later than t0.
             save_at: states to return, as in `ODESolver.solve`; linear between steps.
 
         Raises:
             SolverError: the state is not finite.
-            ValueError: the rows do not match x, or the interval is empty or descending.
+            ValueError: the streams do not match x, or the interval is empty or descending.
         """
         require_ends(field, t0, t1)
         if not t0 < t1:
             raise ValueError(f"an SDE runs forwards, but t0={t0:g} is not before t1={t1:g}")
-        if len(rows.index) != len(x):
-            raise ValueError(f"{len(rows.index)} rows of noise do not match {len(x)} samples")
+        if len(streams.index) != len(x):
+            raise ValueError(f"{len(streams.index)} streams of noise do not match {len(x)} samples")
         times, counted = saved_times(save_at, t0, t1), NFECounter(field)
         step = (euler_maruyama if self.method == "euler_maruyama" else stochastic_heun)(
-            sde, counted, rows, t1
+            sde, counted, streams, t1
         )
         walked = walk(step, x, self.grid.points(self.num_steps, t0, t1).tolist(), times.tolist())
         require_finite(self.method, walked.x, walked.lost_at, counted.nfe)
         return Solution(walked.x, counted.nfe, times.to(x.device), walked.states)
 
 
-def euler_maruyama(sde: SDE, field: Field, rows: Rows, end: float) -> Step:
+def euler_maruyama(sde: SDE, field: Field, streams: KeyedStreams, end: float) -> Step:
     """x' = x + h f + g sqrt(h) z, with f and g at the start of the step."""
     index = count()
 
     def step(x: Tensor, t0: float, t1: float) -> Tensor:
         h, (g2, _) = t1 - t0, sde.noise(t0, t1, t1 == end)
         f = sde.drift(field, x, at(t0, x), g2)
-        return x + h * f + brownian_increment(x, rows, next(index), g2 * h)
+        return x + h * f + brownian_increment(x, streams, next(index), g2 * h)
 
     return step
 
 
-def stochastic_heun(sde: SDE, field: Field, rows: Rows, end: float) -> Step:
+def stochastic_heun(sde: SDE, field: Field, streams: KeyedStreams, end: float) -> Step:
     """x' = x + h (f + f_hat) / 2 + dW, with f_hat at the end of an Euler-Maruyama step along the same dW."""
     index = count()
 
     def step(x: Tensor, t0: float, t1: float) -> Tensor:
         h, (start, stop) = t1 - t0, sde.noise(t0, t1, t1 == end)
-        dw = brownian_increment(x, rows, next(index), (start + stop) / 2 * h)
+        dw = brownian_increment(x, streams, next(index), (start + stop) / 2 * h)
         f = sde.drift(field, x, at(t0, x), start)
         f_hat = sde.drift(field, x + h * f + dw, at(t1, x), stop)
         return x + (h / 2) * (f + f_hat) + dw
@@ -307,11 +308,11 @@ def stochastic_heun(sde: SDE, field: Field, rows: Rows, end: float) -> Step:
     return step
 
 
-def brownian_increment(x: Points, rows: Rows, stream: int, variance: float) -> Points:
+def brownian_increment(x: Points, streams: KeyedStreams, stream: int, variance: float) -> Points:
     """Normal noise of a variance, for one step."""
     if variance == 0:
         return torch.zeros_like(x)
-    return math.sqrt(variance) * rows.normal(x.shape[1:], stream=stream, dtype=x.dtype)
+    return math.sqrt(variance) * streams.normal(x.shape[1:], stream=stream, dtype=x.dtype)
 
 
 def require_strength(name: str, value: float) -> None:

@@ -68,7 +68,7 @@ class GaussianMixture(Source):
         ValueError: shapes that do not match, weights that do not sum to one, negative stds.
     """
 
-    uniforms = 1
+    num_uniforms = 1
 
     def __init__(
         self,

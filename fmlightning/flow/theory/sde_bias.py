@@ -11,7 +11,7 @@ falls with the order of the scheme: for Euler-Maruyama it halves when the steps 
 import torch
 from torch import Tensor
 
-from fmlightning.flow.keys import Rows
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.solvers.sde import (
     Constant,
@@ -31,7 +31,7 @@ DIFFUSIONS: dict[str, Diffusion] = {
 }
 
 
-class Impulses(Rows):
+class Impulses(KeyedStreams):
     """The noise of a linear scheme taken apart: row i is one at step i, and zero elsewhere."""
 
     def normal(self, shape: object, stream: int = 0, dtype: torch.dtype = F64) -> Tensor:

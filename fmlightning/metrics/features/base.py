@@ -17,7 +17,7 @@ from fmlightning.metrics.features.networks import (
     WEIGHTS,
     FeatureNetwork,
     Layers,
-    Weights,
+    WeightsFile,
     hub_folder,
     inception,
     inception_weights,
@@ -54,7 +54,7 @@ class FeatureMetric(SampleMetric):
             raise ValueError(f"num_samples={num_samples}: a covariance takes at least 2")
         self.num_samples = num_samples
         self.layer = "spatial" if features == "spatial" else "features"
-        self.weights: Weights | None = None
+        self.weights: WeightsFile | None = None
         self.network: FeatureNetwork | None = None
         self.real: dict[str, float] = {}
         if isinstance(features, FeatureNetwork):
@@ -72,8 +72,8 @@ class FeatureMetric(SampleMetric):
     def provenance(self) -> dict[str, str]:
         return {"inception_sha256": self.weights.sha256} if self.weights else {}
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
-        if levels is None or held_out.ndim != 4:
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
+        if num_bins is None or held_out.ndim != 4:
             raise ValueError(
                 f"evaluation.metrics: {type(self).__name__} scores images; for points in the plane use Wasserstein"
             )
@@ -90,23 +90,23 @@ class FeatureMetric(SampleMetric):
         reference: Points,
         held_out: Points,
         labels: tuple[Labels, Labels] | None,
-        levels: int | None,
+        num_bins: int | None,
     ) -> None:
-        self.fit_reference(ReferenceSamples(reference, held_out, labels, levels))
+        self.fit_reference(ReferenceSamples(reference, held_out, labels, num_bins))
 
     def fit_reference(self, real: ReferenceData) -> None:
         """Take the real images, in blocks; of the reference, what an earlier run has kept."""
-        outline = real.outline("test")
-        self.check(outline["x1"], outline.get("y"), real.levels)
-        assert real.levels is not None
-        self.levels = real.levels
+        shapes = real.shapes("test")
+        self.check(shapes["x1"], shapes.get("y"), real.num_bins)
+        assert real.num_bins is not None
+        self.num_bins = real.num_bins
         if self.network is None:
             weights = self.weights
             self.network = inception(weights) if weights else classifier_of(real, self.device)
         self.network.to(self.device)
         if self.weights and rank_and_size()[0] == 0:
             print(f"Inception weights: {self.weights.path}, sha256 {self.weights.sha256}")
-        black = torch.zeros(0, *outline["x1"].shape[1:], device=self.device)
+        black = torch.zeros(0, *shapes["x1"].shape[1:], device=self.device)
         self.widths = {name: layer.shape[1] for name, layer in self.layers(black).items()}
         if self.layer not in self.widths:
             raise ValueError(f"features={self.kind} has no layer {self.layer}: choose another one")
@@ -120,7 +120,7 @@ class FeatureMetric(SampleMetric):
     def layers(self, x: Points) -> Layers:
         """The layers of the network for images."""
         assert self.network is not None
-        return self.network.layers(quantise(x, self.levels), self.levels)
+        return self.network.layers(quantise(x, self.num_bins), self.num_bins)
 
     def stream(
         self, real: ReferenceData, split: str, count: int
@@ -186,7 +186,7 @@ class FeatureMetric(SampleMetric):
                 child.reset()
 
 
-def chosen_weights(features: Choice, weights: str | None, sha256: str | None) -> Weights | None:
+def chosen_weights(features: Choice, weights: str | None, sha256: str | None) -> WeightsFile | None:
     """The Inception weights that a choice of features rests on.
 
     Raises:
@@ -204,4 +204,4 @@ def chosen_weights(features: Choice, weights: str | None, sha256: str | None) ->
 
 
 def size_of(real: ReferenceData, split: str) -> int:
-    return len(real.outline(split)["x1"])
+    return len(real.shapes(split)["x1"])

@@ -24,17 +24,17 @@ class Classifier(FeatureNetwork):
     Args:
         shape: of an image, (C, H, W).
         num_classes: number of labels.
-        levels: pixel values run from 0 to levels - 1.
+        num_bins: pixel values run from 0 to num_bins - 1.
     """
 
     name = "digits"
     num_features = 64
     batch_size = 256
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, levels: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, num_bins: int) -> None:
         super().__init__()
         channels, height, width = shape
-        self.scale = 1 / (levels - 1)
+        self.scale = 1 / (num_bins - 1)
         self.features = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
@@ -50,8 +50,8 @@ class Classifier(FeatureNetwork):
         """The features of integer images, (B, 64)."""
         return self.features(pixels.float() * self.scale)
 
-    def shown(self, pixels: Pixels, levels: int) -> Pixels:
-        """Grey levels, as in training."""
+    def shown(self, pixels: Pixels, num_bins: int) -> Pixels:
+        """Pixel values as they are, as in training."""
         return pixels
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -65,19 +65,19 @@ class Classifier(FeatureNetwork):
 
 def classifier_of(real: ReferenceData, device: torch.device) -> Classifier:
     """The classifier of a data set's reference, trained now or before."""
-    shape, levels = real.outline("reference")["x1"].shape[1:], real.levels
-    assert levels is not None
+    shape, num_bins = real.shapes("reference")["x1"].shape[1:], real.num_bins
+    assert num_bins is not None
     with seeded(Key(0)):  # weights that are drawn and thrown away
-        network = Classifier((shape[0], shape[1], shape[2]), real.num_classes, levels)
+        network = Classifier((shape[0], shape[1], shape[2]), real.num_classes, num_bins)
 
     def trained() -> dict[str, Tensor]:
         samples = real.eval_samples("reference")
-        pixels, y = quantise(samples["x1"], levels).cpu(), samples["y"].cpu()
-        return train_classifier(pixels, y, levels, real.num_classes).state_dict()
+        pixels, y = quantise(samples["x1"], num_bins).cpu(), samples["y"].cpu()
+        return train_classifier(pixels, y, num_bins, real.num_classes).state_dict()
 
     name = None
     if real.fingerprint is not None:
-        settings = f"{real.fingerprint}{levels}{real.num_classes}{torch.__version__}"
+        settings = f"{real.fingerprint}{num_bins}{real.num_classes}{torch.__version__}"
         text = settings.encode() + Path(__file__).read_bytes()
         name = f"classifier-{real.fingerprint[:24]}-{sha256(text).hexdigest()[:24]}"
     network.load_state_dict(cached(name, trained, device))
@@ -90,7 +90,7 @@ def classifier_of(real: ReferenceData, device: torch.device) -> Classifier:
 def train_classifier(
     pixels: Tensor,
     labels: Tensor,
-    levels: int,
+    num_bins: int,
     num_classes: int,
     epochs: int = 30,
     batch_size: int = 64,
@@ -100,7 +100,7 @@ def train_classifier(
     key = Key(seed).fold("classifier")
     channels, height, width = pixels.shape[1:]
     with seeded(key):
-        network = Classifier((channels, height, width), num_classes, levels)
+        network = Classifier((channels, height, width), num_classes, num_bins)
     network.to(pixels.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     steps = epochs * -(-len(pixels) // batch_size)

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from fmlightning.flow.shapes import Labels
-from fmlightning.metrics.features.gaussian import Gaussian
+from fmlightning.metrics.features.gaussian import FeatureGaussian
 
 Features = Float[Tensor, "N D"]
 
@@ -45,10 +45,10 @@ class Moments(Metric):
         self.total += z.sum(0)
         self.squares += z.T @ z
 
-    def compute(self) -> Gaussian:
+    def compute(self) -> FeatureGaussian:
         center = self.center.to(self.total.device)
         covariance = self.squares - torch.outer(self.total, self.total) / self.count
-        return Gaussian.from_covariance(
+        return FeatureGaussian.from_covariance(
             center + self.total / self.count, covariance / (self.count - 1)
         )
 

@@ -23,7 +23,7 @@ from fmlightning.flow.shapes import Labels
 from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
 from fmlightning.metrics.features.classifier import Classifier
 from fmlightning.metrics.features.collectors import FeatureBuffer, Features, Moments
-from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
+from fmlightning.metrics.features.gaussian import FeatureGaussian, frechet_distance
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
 from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
@@ -87,7 +87,7 @@ class Frechet(FeatureMetric):
             )
         count = size_of(real, "reference")
         make = lambda: self.gaussian(real, "reference", count)._asdict()  # noqa: E731
-        self.reference = Gaussian(**self.cached(real, "gaussian", make))
+        self.reference = FeatureGaussian(**self.cached(real, "gaussian", make))
         held_out = size_of(real, "test")
         if held_out >= n:
             distance = frechet_distance(self.reference, self.gaussian(real, "test", n))
@@ -110,7 +110,7 @@ class Frechet(FeatureMetric):
         reference = getattr(self, "reference", None)
         return torch.zeros(self.widths[self.layer]) if reference is None else reference.mean
 
-    def gaussian(self, real: ReferenceData, split: str, count: int) -> Gaussian:
+    def gaussian(self, real: ReferenceData, split: str, count: int) -> FeatureGaussian:
         collector = self.collector(count)
         for layers, index, _ in self.stream(real, split, count):
             collector.update(layers[self.layer], index)
@@ -145,11 +145,11 @@ class Frechet(FeatureMetric):
         return {**values, **self.real}
 
 
-def as_gaussian(found: Gaussian | Features) -> Gaussian:
-    return found if isinstance(found, Gaussian) else Gaussian.of(found)
+def as_gaussian(found: FeatureGaussian | Features) -> FeatureGaussian:
+    return found if isinstance(found, FeatureGaussian) else FeatureGaussian.of(found)
 
 
-def extrapolated(reference: Gaussian, features: Features) -> float:
+def extrapolated(reference: FeatureGaussian, features: Features) -> float:
     """d_inf of (1), by least squares; it may be negative, as an unbiased estimate of a small number may."""
     n, device = len(features), features.device
     sizes = torch.linspace(n / 10, n, SIZES).round().long().tolist()
@@ -157,7 +157,7 @@ def extrapolated(reference: Gaussian, features: Features) -> float:
     for number, size in enumerate(sizes):
         generator = Key(0).fold("extrapolate", number).generator()
         rows = torch.randperm(n, generator=generator)[:size]
-        distances.append(frechet_distance(reference, Gaussian.of(features[rows.to(device)])))
+        distances.append(frechet_distance(reference, FeatureGaussian.of(features[rows.to(device)])))
     x = 1 / torch.tensor(sizes, dtype=torch.float64)
     y = torch.tensor(distances, dtype=torch.float64)
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
@@ -165,7 +165,7 @@ def extrapolated(reference: Gaussian, features: Features) -> float:
 
 
 def interval(
-    reference: Gaussian, features: Features, distance: float, resamplings: int
+    reference: FeatureGaussian, features: Features, distance: float, resamplings: int
 ) -> tuple[float, float]:
     """What the distance at this n may be for other samples of the model: the spread under resampling.
 
@@ -177,7 +177,7 @@ def interval(
     for number in range(resamplings):
         generator = Key(0).fold("bootstrap", number).generator()
         rows = torch.randint(n, (n,), generator=generator).to(device)
-        distances.append(frechet_distance(reference, Gaussian.of(features[rows])))
+        distances.append(frechet_distance(reference, FeatureGaussian.of(features[rows])))
     d = torch.tensor(distances, dtype=torch.float64)
     ends = torch.tensor(((1 - COVERED) / 2, (1 + COVERED) / 2), dtype=torch.float64)
     low, high = (distance + (d - d.mean()).quantile(ends)).clamp(min=0).tolist()

@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Gaussian(NamedTuple):
+class FeatureGaussian(NamedTuple):
     """A mean (D,) and a factor F (R, D) of the covariance F^T F."""
 
     mean: Float[Tensor, " D"]
     factor: Float[Tensor, "R D"]
 
     @classmethod
-    def of(cls, features: Float[Tensor, "N D"]) -> "Gaussian":
+    def of(cls, features: Float[Tensor, "N D"]) -> "FeatureGaussian":
         """That of a sample, with N - 1 in the covariance."""
         features = features.double()
         mean = features.mean(0)
@@ -38,14 +38,14 @@ class Gaussian(NamedTuple):
     @classmethod
     def from_covariance(
         cls, mean: Float[Tensor, " D"], covariance: Float[Tensor, "D D"]
-    ) -> "Gaussian":
+    ) -> "FeatureGaussian":
         values, vectors = torch.linalg.eigh(covariance)
         # what is left of a zero by rounding would come back as its root
         kept = values > len(values) * torch.finfo(values.dtype).eps * values.max()
         return cls(mean, values[kept].sqrt()[:, None] * vectors.T[kept])
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+def frechet_distance(a: FeatureGaussian, b: FeatureGaussian) -> float:
     """d^2 of (1), as the FID is; never negative."""
     shift = (a.mean - b.mean).square().sum()
     spread = a.factor.square().sum() + b.factor.square().sum()

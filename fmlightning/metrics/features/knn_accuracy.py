@@ -54,8 +54,8 @@ class KNNAccuracy(FeatureMetric):
         self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("asked", torch.tensor(0), dist_reduce_fx="sum")
 
-    def check(self, held_out: Points, y: Labels | None, levels: int | None) -> None:
-        super().check(held_out, y, levels)
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
+        super().check(held_out, y, num_bins)
         if y is None:
             raise ValueError(
                 "evaluation.metrics: KNNAccuracy tells classes apart, and these data have none; take labelled data"

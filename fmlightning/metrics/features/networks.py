@@ -45,9 +45,9 @@ class FeatureNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Pixels) -> Layers: ...
 
-    def shown(self, pixels: Pixels, levels: int) -> Pixels:
-        """What the network is shown of pictures with so many grey levels: bytes."""
-        return (pixels.float() * (255 / (levels - 1))).round().byte()
+    def shown(self, pixels: Pixels, num_bins: int) -> Pixels:
+        """What the network is shown of pictures with so many pixel values: bytes."""
+        return (pixels.float() * (255 / (num_bins - 1))).round().byte()
 
     @property
     def digest(self) -> str:
@@ -58,21 +58,21 @@ class FeatureNetwork(nn.Module, ABC):
         return total.hexdigest()
 
     @torch.no_grad()
-    def layers(self, pixels: Pixels, levels: int) -> Layers:
+    def layers(self, pixels: Pixels, num_bins: int) -> Layers:
         """The layers of pictures; those of the last ones are kept, as judges ask one after the other."""
         if not len(pixels):
             black = torch.zeros(1, *pixels.shape[1:], dtype=pixels.dtype, device=pixels.device)
-            return {name: layer[:0] for name, layer in self.layers(black, levels).items()}
+            return {name: layer[:0] for name, layer in self.layers(black, num_bins).items()}
         last = self.last
         if last is None or last[0].device != pixels.device or not torch.equal(last[0], pixels):
             with torch.autocast(pixels.device.type, enabled=False):
-                parts = [self(self.shown(p, levels)) for p in pixels.split(self.batch_size)]
+                parts = [self(self.shown(p, num_bins)) for p in pixels.split(self.batch_size)]
             last = pixels, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self.last = last
         return last[1]
 
 
-class Weights(NamedTuple):
+class WeightsFile(NamedTuple):
     """A file of Inception weights and its digest."""
 
     path: Path
@@ -88,7 +88,7 @@ class Inception(FeatureNetwork):
 
     name = "inception"
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: WeightsFile) -> None:
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -116,7 +116,7 @@ class Inception(FeatureNetwork):
 
 
 @lru_cache(maxsize=1)
-def inception(weights: Weights) -> Inception:
+def inception(weights: WeightsFile) -> Inception:
     """One network for all judges that have the same weights."""
     return Inception(weights)
 
@@ -142,7 +142,7 @@ def inception_weights(path: str | None) -> Path | None:
     return Path(named)
 
 
-def verified(path: Path, sha256: str | None) -> Weights:
+def verified(path: Path, sha256: str | None) -> WeightsFile:
     """A file of weights, held against the digest that was asked for or that the published one bears in its name.
 
     Raises:
@@ -162,7 +162,7 @@ def verified(path: Path, sha256: str | None) -> Weights:
             f"weights={path}: its sha256 is {found}, and that of torch-fidelity's {WEIGHTS} begins with {published()}. "
             f"A FID from other weights compares with nobody's; if they are meant, say sha256={found}"
         )
-    return Weights(path, found)
+    return WeightsFile(path, found)
 
 
 def published() -> str:

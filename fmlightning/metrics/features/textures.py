@@ -6,9 +6,9 @@ size the differences d of neighbours, across, down and of both, say how much the
     log(mean d^2 + 1)                                                                      (1)
     log(mean |d| + 1) - log(mean d^2 + 1) / 2                                              (2)
 
-in grey levels of 256, where the 1 is about the least difference that is seen: how faint the noise of a flat picture is
+in pixel values of 256, where the 1 is about the least difference that is seen: how faint the noise of a flat picture is
 below it does not matter. Of strong Gaussian noise (2) is log sqrt(2 / pi), and it falls where a few edges stand in
-flat surroundings. The means of the three colours come first, in units of 32 grey levels.
+flat surroundings. The means of the three colours come first, in units of 32 pixel values.
 
 Source: statistics of filtered pictures as in Heeger and Bergen 1995, SIGGRAPH 229, and Portilla and Simoncelli 2000,
 Int. J. Computer Vision 40, 49, of differences rather than steerable filters; colours of Ohta et al. 1980, Computer

@@ -75,7 +75,7 @@ class Scorer:
         flows = {ema: load_flow(options.run, ema=ema) for ema in options.ema}
         for ema, loaded in flows.items():
             if loaded.paired:
-                flows[ema] = replace(loaded, source=data.starts)
+                flows[ema] = replace(loaded, source=data.source_points)
             if options.weaker:
                 flows[ema] = away_from(flows[ema], options.weaker, ema, "--weaker")
         flow = next(iter(flows.values()))
@@ -91,7 +91,7 @@ class Scorer:
         device = pick_device(local(options.device))
         data.prepare_data()
         data.setup("test")
-        data.processes = shard
+        data.default_shard = shard
         check_metrics(metrics, data)
         batch_size = options.batch_size or asked.get("batch_size") or 1024
         seed = flow.seed if options.seed is None else options.seed
@@ -123,7 +123,7 @@ class Scorer:
         found = {cell: None if self.overwrite else self.read(cell) for cell in self.cells}
         missing = [cell for cell in self.cells if found[cell] is None]
         if missing:
-            fit_reference(self.metrics, self.data.seen, self.device)
+            fit_reference(self.metrics, self.data.pixel_data, self.device)
         with Progress(disable=self.shard.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(missing))
             for cell in missing:
@@ -182,7 +182,7 @@ class Scorer:
                 error.update(block.solution.x, ends)
 
         evaluator = Evaluator(
-            solve, self.device, self.batch_size, self.data.labels, self.data.decode, self.data.seen.event_shape
+            solve, self.device, self.batch_size, self.data.labels, self.data.decode, self.data.pixel_data.event_shape
         )  # fmt: skip
         total = max((m.num_samples for m in metrics), default=self.batch_size)
         cost = evaluator.update(metrics, total, observe)

@@ -83,7 +83,7 @@ class Evaluation(Periodic):
     def scores(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> Scores:
         """The numbers of every metric, and the NFE of the largest batch."""
         if not self.prepared:
-            fit_reference(self.metrics, data.seen, module.device)
+            fit_reference(self.metrics, data.pixel_data, module.device)
             self.prepared = True
         with evaluation_weights(trainer, module.network):
             distribution = getattr(data, "target", None)
@@ -108,7 +108,7 @@ class Evaluation(Periodic):
             self.batch_size,
             data.labels,
             data.decode,
-            data.seen.event_shape,
+            data.pixel_data.event_shape,
             stop_if_ending,
         )
         metrics = of_samples(self.metrics)

@@ -37,10 +37,10 @@ class Samples(Periodic):
             return
         index = torch.arange(self.num_samples or (100 if images else 2000), device=module.device)
         x = data.decode(module.generate(index, data.labels(index)).x)
-        if images and data.gives_x0:
+        if images and data.paired:
             save_figure(trainer, "samples", pairs(data, index, x))
             return
-        real = real_like(data.seen, index)
+        real = real_like(data.pixel_data, index)
         if images:
             figure = image_grid(x, real, data.class_names)
         else:
@@ -58,7 +58,7 @@ def pairs(data: FlowData, index: torch.Tensor, x: torch.Tensor) -> Figure:
 
 def real_like(data: FlowData, index: torch.Tensor) -> torch.Tensor:
     """As many held-out samples, of the same classes in the same order where there are classes."""
-    held_out = data.glimpse("test", SPREAD)
+    held_out = data.preview("test", SPREAD)
     y = data.labels(index)
     if y is None:
         order = torch.randperm(len(held_out["x1"]), generator=Key(0).fold("picture").generator())

@@ -62,8 +62,8 @@ class Trajectories(Periodic):
     @staticmethod
     def on_path(module: FlowMatching, x1: torch.Tensor, times: list[float]) -> torch.Tensor:
         """Samples of the probability path at some times, under the coupling of training, (K, N, 2)."""
-        rows = Key(0).fold("film").rows(torch.arange(len(x1), device=x1.device))
-        pair, _ = module.held_out_sample(x1, None, rows)
+        streams = Key(0).fold("film").streams(torch.arange(len(x1), device=x1.device))
+        pair, _ = module.held_out_sample(x1, None, streams)
         frames = [
             module.path.sample(
                 pair.x0, pair.x1, torch.full((len(x1),), t, device=x1.device), pair.eps

@@ -328,7 +328,7 @@ def write_celeba(root, monkeypatch):
     names = [f"{n:06}.jpg" for n in range(1, 13)]
     for number, name in enumerate(names):
         write_image(folder / "img_align_celeba" / name, (178, 218), seed=number)
-    bits = Key(3).rows(torch.arange(12)).bits(3) & 1
+    bits = Key(3).streams(torch.arange(12)).bits(3) & 1
     signs = [[" 1" if b else "-1" for b in row] for row in bits.tolist()]
     tables = {
         "list_eval_partition.txt": [f"{n} {k // 6 + k // 9}" for k, n in enumerate(names)],

@@ -90,13 +90,13 @@ def test_held_out_batches_are_the_whole_in_blocks(photos):
         assert torch.equal(torch.cat([b[name] for b in blocks]), value)
 
 
-def test_an_outline_has_the_shapes_of_the_whole_and_a_glimpse_its_samples(photos):
-    whole, outline, some = (
+def test_an_shapes_has_the_shapes_of_the_whole_and_a_glimpse_its_samples(photos):
+    whole, shapes, some = (
         photos.eval_samples("val"),
-        photos.outline("val"),
-        photos.glimpse("val", 5),
+        photos.shapes("val"),
+        photos.preview("val", 5),
     )
-    assert {k: v.shape for k, v in outline.items()} == {k: v.shape for k, v in whole.items()}
+    assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in whole.items()}
     rows = [0, 445, 890, 1335, 1781]  # both ends and three between
     assert torch.equal(some["x1"], whole["x1"][rows])
     assert torch.equal(some["y"], whole["y"][rows])

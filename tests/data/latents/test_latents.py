@@ -47,7 +47,7 @@ def test_latents_have_unit_scale_and_an_explicit_scale_is_kept():
 
 
 def test_means_are_decoded_to_what_the_autoencoder_makes_of_the_image():
-    data = LatentData(DigitsData(), TINY, drawn=False)
+    data = LatentData(DigitsData(), TINY, sample_posterior=False)
     x = data.images.eval_samples("test")["x1"]
     with torch.no_grad():
         direct = data.codec.decode(data.codec.encode(x)[0])
@@ -74,7 +74,7 @@ def test_draws_are_keyed_by_epoch_and_processes_share_them_out():
 
 
 def test_half_of_the_training_latents_are_mirrored():
-    data = LatentData(DigitsData(), TINY, batch_size=100, drawn=False, flip=True)
+    data = LatentData(DigitsData(), TINY, batch_size=100, sample_posterior=False, flip=True)
     x1, index = data.train_batch(0, slice(0, 100))["x1"] / data.scale, data.order.indices(0)
     plain, mirrored = (data.store.take(name, index)[0][:, 0] for name in ("reference", "mirrored"))
     is_plain, is_mirrored = ((x1 - z).abs().flatten(1).amax(1) < 1e-5 for z in (plain, mirrored))
@@ -189,7 +189,10 @@ def test_an_autoencoder_of_diffusers_encodes_and_decodes_as_diffusers_says(tmp_p
         ).eval()  # fmt: skip
     theirs.save_pretrained(tmp_path / "vae")
     data = LatentData(
-        DigitsData(), DiffusersAutoencoder(str(tmp_path / "vae")), scale=0.18215, drawn=False
+        DigitsData(),
+        DiffusersAutoencoder(str(tmp_path / "vae")),
+        scale=0.18215,
+        sample_posterior=False,
     )
     assert data.event_shape == (2, 4, 4)
     x = data.images.eval_samples("test")["x1"]

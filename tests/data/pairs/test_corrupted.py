@@ -1,4 +1,4 @@
-"""Pairs of a spoilt and a clean image: what batches hold, what training uses, and where samples start."""
+"""Pairs of a corrupted and a clean image: what batches hold, what training uses, and where samples start."""
 
 import numpy as np
 import pytest
@@ -23,16 +23,16 @@ def images():
 
 
 def test_a_blur_is_torchvisions(images):
-    rows = Key(0).rows(torch.arange(len(images)))
-    ours = Blurred(noise=0, width=0.6)(images, rows)
+    streams = Key(0).streams(torch.arange(len(images)))
+    ours = Blurred(noise=0, width=0.6)(images, streams)
     # within three widths of the edge the two continue the image differently
     theirs = gaussian_blur(images, [5, 5], [0.6, 0.6])
     torch.testing.assert_close(ours[..., 2:-2, 2:-2], theirs[..., 2:-2, 2:-2], atol=1e-6, rtol=0)
 
 
 def test_downsampling_keeps_means_and_forgets_the_rest(images):
-    rows = Key(0).rows(torch.arange(len(images)))
-    x0 = Downsampled(noise=0, factor=2)(images, rows)
+    streams = Key(0).streams(torch.arange(len(images)))
+    x0 = Downsampled(noise=0, factor=2)(images, streams)
     squares = images.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
     for i in (0, 1):
         for j in (0, 1):
@@ -40,13 +40,13 @@ def test_downsampling_keeps_means_and_forgets_the_rest(images):
 
 
 def test_noise_is_that_of_the_sample_and_not_of_the_batch(images):
-    rows = Key(3).rows(torch.arange(len(images)))
-    noise = Noisy(noise=0.5)(images, rows) - images
+    streams = Key(3).streams(torch.arange(len(images)))
+    noise = Noisy(noise=0.5)(images, streams) - images
     # 350 x 64 numbers: the standard error of their deviation is 0.5 / sqrt(2 x 22400) = 0.0024
     assert float(noise.std()) == pytest.approx(0.5, abs=0.01)
     some = torch.tensor([7, 100, 349])
     assert torch.equal(
-        Noisy(noise=0.5)(images[some], Key(3).rows(some)) - images[some], noise[some]
+        Noisy(noise=0.5)(images[some], Key(3).streams(some)) - images[some], noise[some]
     )
 
 
@@ -83,7 +83,7 @@ def test_training_uses_the_x0_of_the_batch(monkeypatch):
     assert torch.equal(point.x0, x0)
     # on the linear path, u = x1 - x0
     torch.testing.assert_close(point.ut, x1 - x0)
-    held, _ = module.held_out_sample(x1, None, Key(0).rows(torch.arange(4)), x0)
+    held, _ = module.held_out_sample(x1, None, Key(0).streams(torch.arange(4)), x0)
     assert torch.equal(held.x0, x0)
 
 

@@ -230,6 +230,17 @@ def test_only_the_independent_coupling_says_so(coupling):
     assert ClasswiseOT(within=Independent()).independent
 
 
+@pytest.mark.parametrize("coupling", ALL, ids=name)
+def test_only_a_fitted_coupling_has_a_potential(coupling):
+    assert coupling.fitted == isinstance(coupling, SemidiscreteOT)
+    if not coupling.fitted:
+        x1, g = clouds(4, 2)[1], torch.zeros(4, dtype=torch.float64)
+        with pytest.raises(ValueError, match=f"{name(coupling)} .* fits no potential"):
+            coupling.fit(x1, Moons(), Key(0))
+        with pytest.raises(ValueError, match=f"{name(coupling)} .* has no potential"):
+            coupling.potential(x1, g)
+
+
 def test_batches_that_do_not_match_and_broken_points_are_refused():
     x0, x1 = clouds(4, 2)
     # the shape check of the annotations, where it is switched on, comes first

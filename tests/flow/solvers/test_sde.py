@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fmlightning.flow.keys import Key, Rows
+from fmlightning.flow.keys import Key, KeyedStreams
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.paths.schedules import (
     IndependentCFM,
@@ -37,8 +37,8 @@ def start(n, seed=0):
     return torch.randn(n, 2, generator=Key(seed).fold("start").generator(), dtype=torch.float64)
 
 
-def rows(n, seed=0):
-    return Key(seed).fold("sde").rows(torch.arange(n))
+def streams(n, seed=0):
+    return Key(seed).fold("sde").streams(torch.arange(n))
 
 
 def same(schedule, diffusion=None):
@@ -83,7 +83,7 @@ def test_a_score_where_the_velocity_does_not_tell_is_refused():
     """At t = 0 of a quadratic path the velocity is zero whatever the noise."""
     sde = same(Polynomial(2.0))
     with pytest.raises(ValueError, match="t=0"):
-        SDESolver(num_steps=5).solve(sde, MIXTURE.along(Polynomial(2.0)), start(4), rows(4))
+        SDESolver(num_steps=5).solve(sde, MIXTURE.along(Polynomial(2.0)), start(4), streams(4))
 
 
 def energy(x, y):
@@ -117,7 +117,7 @@ def test_the_law_is_that_of_the_flow(case, method):
     std = float(schedule.std(torch.tensor(0.0)))
     steps = 100 if method == "euler_maruyama" else 40
     solver = SDESolver(method, steps)
-    x = solver.solve(same(schedule, diffusion), path.velocity, std * start(n), rows(n)).x
+    x = solver.solve(same(schedule, diffusion), path.velocity, std * start(n), streams(n)).x
     flow = ODESolver("rk4", 40).solve(path.velocity, std * start(n, seed=1)).x
     law = path.law(1.0)
     mean = law.weights @ law.means
@@ -141,13 +141,13 @@ def test_without_the_half_the_law_would_be_another():
             return 2 * super().drift(field, x, t, g2) - field(x, t)
 
     sde = Wrong(Linear(), Gaussian(), True)
-    x = SDESolver(num_steps=40).solve(sde, path.velocity, start(n), rows(n)).x
+    x = SDESolver(num_steps=40).solve(sde, path.velocity, start(n), streams(n)).x
     flow = ODESolver("rk4", 40).solve(path.velocity, start(n, seed=1)).x
     distance, null = energy(x, flow)
     assert distance > null.max()
 
 
-class Impulses(Rows):
+class Impulses(KeyedStreams):
     """Noise for a linear SDE's exact law: row i is one at step i and zero elsewhere."""
 
     def normal(self, shape, stream=0, dtype=torch.float64):
@@ -198,7 +198,7 @@ def test_no_noise_is_the_flow():
     path = MIXTURE.along(Linear())
     for method, plain in (("euler_maruyama", "euler"), ("stochastic_heun", "heun2")):
         sde = same(Linear(), LinearDiffusion(0.0))
-        x = SDESolver(method, 12).solve(sde, path.velocity, start(20), rows(20)).x
+        x = SDESolver(method, 12).solve(sde, path.velocity, start(20), streams(20)).x
         torch.testing.assert_close(x, ODESolver(plain, 12).solve(path.velocity, start(20)).x)
 
 
@@ -207,22 +207,22 @@ def test_the_last_step_adds_no_noise(method):
     """Two noises, one state before the last step: one state after it."""
     path = MIXTURE.along(Linear())
     sde, solver = same(Linear()), SDESolver(method, 1)
-    a, b = (solver.solve(sde, path.velocity, start(9), rows(9, seed)).x for seed in (0, 1))
+    a, b = (solver.solve(sde, path.velocity, start(9), streams(9, seed)).x for seed in (0, 1))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     two = SDESolver(method, 2)
-    a, b = (two.solve(sde, path.velocity, start(9), rows(9, seed)).x for seed in (0, 1))
+    a, b = (two.solve(sde, path.velocity, start(9), streams(9, seed)).x for seed in (0, 1))
     assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_depends_on_its_index_and_the_seed_alone(method):
     path, solver, sde = MIXTURE.along(Linear()), SDESolver(method, 10), same(Linear())
-    whole = solver.solve(sde, path.velocity, start(32), rows(32)).x
+    whole = solver.solve(sde, path.velocity, start(32), streams(32)).x
     some = torch.tensor([7, 3, 21])
-    part = solver.solve(sde, path.velocity, start(32)[some], Key(0).fold("sde").rows(some)).x
+    part = solver.solve(sde, path.velocity, start(32)[some], Key(0).fold("sde").streams(some)).x
     # the sums of the oracle may round otherwise in another batch
     torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-12)
-    other = solver.solve(sde, path.velocity, start(32), rows(32, seed=1)).x
+    other = solver.solve(sde, path.velocity, start(32), streams(32, seed=1)).x
     assert (other - whole).abs().mean() > 0.1
 
 
@@ -230,7 +230,7 @@ def test_steps_draw_unrelated_noise():
     """With no drift the increments are the noise itself."""
     n, solver = 4000, SDESolver("euler_maruyama", 4)
     states = solver.solve(
-        Ito(lambda t: 1.0), lambda x, t: 0 * x, torch.zeros(n, 1), rows(n), save_at=5
+        Ito(lambda t: 1.0), lambda x, t: 0 * x, torch.zeros(n, 1), streams(n), save_at=5
     ).states[:, :, 0]
     correlation = torch.corrcoef(states.diff(dim=0))
     torch.testing.assert_close(correlation, torch.eye(4), rtol=0, atol=4 / math.sqrt(n))
@@ -245,7 +245,7 @@ def test_cost_and_states(method, cost):
         return MIXTURE.along(Linear()).velocity(x, t)
 
     solver = SDESolver(method, 8)
-    solution = solver.solve(same(Linear()), field, start(5), rows(5), save_at=[0.0, 0.5, 1.0])
+    solution = solver.solve(same(Linear()), field, start(5), streams(5), save_at=[0.0, 0.5, 1.0])
     assert solution.nfe == len(calls) == 8 * cost
     assert max(calls) <= 1
     torch.testing.assert_close(solution.states[0], start(5))
@@ -286,7 +286,9 @@ def test_weak_order_on_ornstein_uhlenbeck(method, order):
 def test_ornstein_uhlenbeck_by_its_own_noise(method):
     n = 20_000
     x = torch.full((n, 1), FROM, dtype=torch.float64)
-    end = SDESolver(method, 100).solve(Ito(lambda t: NOISE), lambda x, t: -THETA * x, x, rows(n)).x
+    end = (
+        SDESolver(method, 100).solve(Ito(lambda t: NOISE), lambda x, t: -THETA * x, x, streams(n)).x
+    )
     # 4 standard errors, and the scheme's own bias of at most theta / 100
     assert abs(end.mean() - MEAN) < 4 * math.sqrt(VARIANCE / n) + MEAN * THETA / 100
     assert abs(end.var() - VARIANCE) < (4 * math.sqrt(2 / n) + THETA / 100) * VARIANCE
@@ -330,16 +332,16 @@ def test_bad_settings_are_refused(make, reason):
 @pytest.mark.parametrize("ends", [(1.0, 0.0), (0.5, 0.5)])
 def test_an_sde_does_not_run_backwards(ends):
     with pytest.raises(ValueError, match="forwards"):
-        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), rows(3), *ends)
+        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), streams(3), *ends)
 
 
 def test_rows_must_match_the_samples():
-    with pytest.raises(ValueError, match="4 rows"):
-        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), rows(4))
+    with pytest.raises(ValueError, match="4 streams"):
+        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), streams(4))
 
 
 def test_blow_up_names_the_method_and_the_time():
     with pytest.raises(SolverError, match=r"euler_maruyama.*t=0\."):
         SDESolver("euler_maruyama", 400).solve(
-            Ito(lambda t: 0.1), lambda x, t: x**2, 3 + start(3).abs(), rows(3)
+            Ito(lambda t: 0.1), lambda x, t: x**2, 3 + start(3).abs(), streams(3)
         )

@@ -230,10 +230,10 @@ def test_eight_gaussians_are_a_mixture():
 
 def test_samples_follow_the_weights_and_their_row():
     n = 40_000
-    rows = Key(3).rows(torch.arange(n))
-    x = PLANE.rows(rows, (2,), F64)
+    streams = Key(3).streams(torch.arange(n))
+    x = PLANE.sample_keyed(streams, (2,), F64)
     nearest = PLANE.log_prob(x)
-    part = PLANE.rows(Key(3).rows(torch.arange(100, 107)), (2,), F64)
+    part = PLANE.sample_keyed(Key(3).streams(torch.arange(100, 107)), (2,), F64)
     assert torch.equal(part, x[100:107])
     # E[-log q] from keyed samples and from a generator agree within 4 standard errors
     other = PLANE.log_prob(PLANE.sample((n, 2), generator("weights"), F64))

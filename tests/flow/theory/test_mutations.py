@@ -135,7 +135,7 @@ def score_without_std(original):
 
 
 def network_sees_raw(original):
-    return lambda network, schedule, x, t, y=None, rows=None: network(x, t.expand(len(x)))
+    return lambda network, schedule, x, t, y=None, streams=None: network(x, t.expand(len(x)))
 
 
 def without_spread_of_means(original):
@@ -293,7 +293,7 @@ def test_a_drift_without_its_half_is_noticed(name, monkeypatch):
     ("room", "test", "owner", "name", "wrong", "arguments"),
     [
         ("likelihood", "test_bits_offset_is_the_published_one", None, "bits_per_dimension",
-         lambda f: lambda log_p, d, levels: f(log_p, d, levels) - 2 * math.log2(levels / 2), [(256, 7.0)]),
+         lambda f: lambda log_p, d, num_bins: f(log_p, d, num_bins) - 2 * math.log2(num_bins / 2), [(256, 7.0)]),
         ("couplings", "test_minibatch_ot_is_the_best_of_all_permutations", couplings.exact, "squared_distances",
          lambda f: lambda *a: f(*a).sqrt(), [(6, seed) for seed in range(10)]),
     ],

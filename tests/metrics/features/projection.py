@@ -43,13 +43,13 @@ class Projection(FeatureNetwork):
 class Streamed:
     """Real images that are made as they are read."""
 
-    num_classes, levels, fingerprint = 0, 256, "f" * 64
+    num_classes, num_bins, fingerprint = 0, 256, "f" * 64
 
     def __init__(self, size, test=0, block=100):
         self.sizes, self.block = {"reference": size, "test": test}, block
         self.read, self.alive, self.most = [], 0, 0
 
-    def outline(self, split):
+    def shapes(self, split):
         return {"x1": torch.empty(self.sizes[split], 1, 4, 4, device="meta")}
 
     def eval_samples(self, split):
@@ -58,7 +58,7 @@ class Streamed:
     def eval_batches(self, split):
         self.read.append(split)
         for index in torch.arange(self.sizes[split]).split(self.block):
-            x1 = Key(1).fold(split).rows(index).uniform((1, 4, 4)) * 1.4 - 0.7
+            x1 = Key(1).fold(split).streams(index).uniform((1, 4, 4)) * 1.4 - 0.7
             self.alive += 1
             self.most = max(self.most, self.alive)
             weakref.finalize(x1, self.gone)
@@ -69,7 +69,7 @@ class Streamed:
 
 
 def images(count, seed):
-    return Key(seed).fold("images").rows(torch.arange(count)).uniform((1, 4, 4)) * 1.8 - 0.9
+    return Key(seed).fold("images").streams(torch.arange(count)).uniform((1, 4, 4)) * 1.8 - 0.9
 
 
 def metrics(weights=None):

@@ -12,7 +12,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from fmlightning.flow.pixels import dequantise
 from fmlightning.metrics.features import networks as features
 from fmlightning.metrics.features.frechet import Frechet
-from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
+from fmlightning.metrics.features.gaussian import FeatureGaussian, frechet_distance
 from fmlightning.metrics.features.inception_score import InceptionScore
 from fmlightning.metrics.features.kernel import KernelDistance
 from fmlightning.metrics.features.networks import Inception, inception_weights, verified
@@ -132,7 +132,7 @@ def test_spatial_features_and_the_sfid_are_those_of_the_published_layer(
     found = network.layers(generated, 256)["spatial"]
     torch.testing.assert_close(found, made, rtol=0, atol=1e-4)
     # float32 features, one batch of N and batches of four
-    expected = frechet_distance(Gaussian.of(real), Gaussian.of(made))
+    expected = frechet_distance(FeatureGaussian.of(real), FeatureGaussian.of(made))
     assert ours[f"sfid@{N}"] == pytest.approx(expected, rel=1e-4)
 
 

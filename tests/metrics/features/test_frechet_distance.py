@@ -7,7 +7,7 @@ import torch
 from fmlightning.flow.keys import Key
 from fmlightning.metrics.features.collectors import FeatureBuffer, Moments
 from fmlightning.metrics.features.frechet import extrapolated, interval
-from fmlightning.metrics.features.gaussian import Gaussian, frechet_distance
+from fmlightning.metrics.features.gaussian import FeatureGaussian, frechet_distance
 
 
 def normal(*shape, seed=0):
@@ -25,7 +25,9 @@ def test_commuting_covariances(rank):
     a, b = normal(d, seed=1).square(), normal(d, seed=2).square()
     a[rank:] = 0
     m1, m2 = normal(d, seed=3), normal(d, seed=4)
-    one, two = (Gaussian.from_covariance(m, u @ torch.diag(s) @ u.T) for m, s in ((m1, a), (m2, b)))
+    one, two = (
+        FeatureGaussian.from_covariance(m, u @ torch.diag(s) @ u.T) for m, s in ((m1, a), (m2, b))
+    )
     expected = (m1 - m2).square().sum() + (a.sqrt() - b.sqrt()).square().sum()
     assert len(one.factor) == rank
     assert frechet_distance(one, two) == pytest.approx(float(expected), rel=1e-10)
@@ -35,7 +37,7 @@ def test_covariances_without_a_common_direction_do_not_interact():
     f = normal(5, 12)
     left, right = f.clone(), f.clone()
     left[:, 6:], right[:, :6] = 0, 0
-    a, b = (Gaussian(torch.zeros(12, dtype=torch.float64), z) for z in (left, right))
+    a, b = (FeatureGaussian(torch.zeros(12, dtype=torch.float64), z) for z in (left, right))
     assert frechet_distance(a, b) == pytest.approx(float(f.square().sum()), rel=1e-12)
 
 
@@ -74,7 +76,7 @@ def test_fifty_digits_agree(n, d):
     """Samples of more and of fewer points than dimensions; the law is far from round."""
     scale = 2.0 ** -torch.arange(d).fmod(11)
     x, y = normal(n, d) * scale + 3, normal(n + 2, d, seed=1) @ rotation(d, seed=2) + 3.1
-    distance = frechet_distance(Gaussian.of(x), Gaussian.of(y))
+    distance = frechet_distance(FeatureGaussian.of(x), FeatureGaussian.of(y))
     assert distance == pytest.approx(exact(x, y), rel=1e-10)
 
 
@@ -82,7 +84,7 @@ def test_fifty_digits_agree(n, d):
 def test_it_is_zero_from_itself_and_never_negative(n):
     x = normal(n, 30) * 10 + 100
     y = x[torch.randperm(n, generator=Key(1).generator())]
-    a, b = Gaussian.of(x), Gaussian.of(y)
+    a, b = FeatureGaussian.of(x), FeatureGaussian.of(y)
     for one, two in ((a, a), (a, b), (b, a)):
         # the traces are about 30 x 100, and rounding is a hundred times that of float64
         assert 0 <= frechet_distance(one, two) < 1e-10
@@ -103,18 +105,20 @@ def test_moments_of_blocks_are_those_of_the_whole(center):
         found.factor.T @ found.factor, x.T.cov(), rtol=0, atol=1e-10 if not center else 1e-13
     )
     assert torch.equal(kept.compute(), x)
-    assert frechet_distance(found, Gaussian.of(x)) < 1e-9
+    assert frechet_distance(found, FeatureGaussian.of(x)) < 1e-9
 
 
 def test_extrapolation_takes_the_bias_away():
     """The law itself has distance 1 from the reference, a sample more."""
     d, n = 16, 600
-    reference = Gaussian(torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
+    reference = FeatureGaussian(
+        torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
+    )
     excess, left = [], []
     for seed in range(6):
         x = normal(n, d, seed=seed)
         x[:, 0] += 1
-        excess.append(frechet_distance(reference, Gaussian.of(x)) - 1)
+        excess.append(frechet_distance(reference, FeatureGaussian.of(x)) - 1)
         left.append(extrapolated(reference, x) - 1)
     # to first order D / n of the mean and D (D + 1) / (4 n) of the covariance
     bias = (d + d * (d + 1) / 4) / n
@@ -125,9 +129,11 @@ def test_extrapolation_takes_the_bias_away():
 
 def test_the_interval_is_as_wide_as_the_spread_of_fresh_samples():
     d, n = 8, 60
-    reference = Gaussian(torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
+    reference = FeatureGaussian(
+        torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
+    )
     samples = [normal(n, d, seed=seed) + 0.5 for seed in range(60)]
-    distances = torch.tensor([frechet_distance(reference, Gaussian.of(x)) for x in samples])
+    distances = torch.tensor([frechet_distance(reference, FeatureGaussian.of(x)) for x in samples])
     widths = []
     for x, distance in zip(samples[:4], distances[:4].tolist(), strict=True):
         low, high = interval(reference, x, distance, 200)

@@ -59,7 +59,7 @@ def test_a_flat_picture_has_finite_features_and_an_edge_is_sparse():
     (flat, edge) = Textures()(torch.cat((flat, edge)))["features"]
     assert len(flat) == 75
     assert not flat[3:].any()
-    # one difference in 31 is 123 grey levels
+    # one difference in 31 is 123 pixel values
     assert float(edge[3]) == pytest.approx(math.log(123**2 / 31 + 1))
     assert float(edge[6]) == pytest.approx(math.log(123 / 31 + 1) - math.log(123**2 / 31 + 1) / 2)
     assert not torch.equal(flat, edge)

@@ -160,7 +160,7 @@ def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
     metric = instantiate_metrics([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
     flow, data = load_flow(run), instantiate_data(Run.open(run).config)
     data.setup("test")
-    metric.fit_reference(data.seen)
+    metric.fit_reference(data.pixel_data)
     for scale, field in ((1, flow.field), (3, flow.guided(Guidance(3.0)))):
         metric.evaluate_model(field, flow.source, None, 0, 1)
         assert metric.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)

@@ -55,9 +55,9 @@ def held_out(schedule, data):
     """The points of validation, drawn again."""
     module = FlowMatching(TimeMLP(2, 4, 1), path=schedule)
     x1 = data.eval_samples("val")["x1"]
-    return module.held_out_sample(x1, None, Key(0).fold("validation").rows(torch.arange(len(x1))))[
-        0
-    ]
+    return module.held_out_sample(
+        x1, None, Key(0).fold("validation").streams(torch.arange(len(x1)))
+    )[0]
 
 
 @pytest.mark.parametrize(
