@@ -124,6 +124,7 @@ class GuidedField(nn.Module):
             low, high = max(low, weaker.interval[0]), min(high, weaker.interval[1])
         self.interval = (low, high)
         """Where both fields exist."""
+        self.source, self.independent = field.source, field.independent
 
     def forward(self, x: Points, t: Times, y: Labels | None = None) -> Points:
         """The guided velocity at x (B, *S) and t, (B,) or (), for labels y (B,).

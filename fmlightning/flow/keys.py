@@ -73,13 +73,12 @@ class KeyedStreams(NamedTuple):
     words: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
-    def bits(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
-        """Independent 32-bit words, as int64 in [0, 2**32)."""
+    def bits(self, count: int, stream: int | Tensor = 0) -> Int[Tensor, "B count"]:
+        """Independent 32-bit words, as int64 in [0, 2**32); `stream` may be one for each sample, (B,)."""
         blocks = torch.arange(math.ceil(count / 4), device=self.index.device)
         low, high = (self.index & MASK)[:, None], (self.index >> 32 & MASK)[:, None]
-        c = philox(
-            (blocks[None], low, high, torch.full_like(low, stream)), (self.words[0], self.words[1])
-        )
+        number = torch.full_like(low, stream) if isinstance(stream, int) else stream[:, None]
+        c = philox((blocks[None], low, high, number), (self.words[0], self.words[1]))
         return torch.stack(torch.broadcast_tensors(*c), -1).flatten(1)[:, :count]
 
     def mask_bits(self, count: int, stream: int = 0) -> Int[Tensor, "B count"]:
@@ -103,7 +102,7 @@ class KeyedStreams(NamedTuple):
         return (words + 0.5).mul_(2.0**-23).to(dtype).reshape(len(words), *shape)
 
     def normal(
-        self, shape: Sequence[int], stream: int = 0, dtype: torch.dtype = torch.float32
+        self, shape: Sequence[int], stream: int | Tensor = 0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normal numbers of shape (B, *shape); none is farther out than 6.8."""
         count = math.prod(shape)

@@ -14,12 +14,14 @@ from fmlightning.flow.paths.predictions import (
     EndPoints,
     Prediction,
     domain,
-    require_finite,
     to_endpoints,
     to_velocity,
 )
 from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
+from fmlightning.flow.shapes import at as at
+from fmlightning.flow.solvers.score import noise_to_score, require_score
+from fmlightning.flow.solvers.solver import TrainedField as TrainedField
 from fmlightning.flow.sources import Source
 
 
@@ -89,18 +91,6 @@ def precision(module: nn.Module) -> torch.dtype | None:
         if child is not None and (found := precision(child)) is not None:
             return found
     return None
-
-
-@runtime_checkable
-class TrainedField(Protocol):
-    """What sampling asks of a field, beside velocities: where it exists, where it starts and how it ends."""
-
-    schedule: Schedule
-    interval: tuple[float, float]
-
-    def given(self, y: Labels | None) -> Field: ...
-
-    def data(self, x: Points, t: Times, y: Labels | None = None) -> Points: ...
 
 
 class NetworkField(nn.Module):
@@ -177,25 +167,6 @@ class NetworkField(nn.Module):
         return self if y is None else lambda x, t: self(x, t, y)
 
 
-def require_score(source: Source | None, independent: bool) -> None:
-    """Refuse the score of a law that a velocity does not tell it of."""
-    if source is None:
-        raise ValueError(
-            "the score follows from a velocity for a Gaussian source independent of the data only, and this field "
-            "was not told of its source: NetworkField(..., source=Gaussian(), independent=True) if it was trained so"
-        )
-    if not source.gaussian:
-        raise ValueError(
-            f"source {source} is not Gaussian: the score does not follow from the velocity, and no SDE is known to "
-            "share its marginals. Use the Gaussian source, or an ODE solver, which needs no score."
-        )
-    if not independent:
-        raise ValueError(
-            "independent=False: under a coupling of x0 and x1, such as optimal transport, the score does not "
-            "follow from the velocity. Train with the independent coupling, or use an ODE solver."
-        )
-
-
 def require_one_noise(
     use: str, schedule: Schedule, source: Source | None, independent: bool
 ) -> None:
@@ -206,19 +177,3 @@ def require_one_noise(
             f"source independent of the data, and not for source={source} with independent={independent}. Predict "
             "and sample the velocity along the path trained on, or take a path with gamma = 0."
         )
-
-
-def noise_to_score(x0: Points, t: Times, schedule: Schedule) -> Points:
-    """score = -x0 / std.
-
-    Raises:
-        ValueError: no noise is left at t.
-    """
-    std = schedule.std(t)
-    require_finite("noise", "score", schedule, t, 1 / std)
-    return -x0 / expand_like(std, x0)
-
-
-def at(t: float, like: Tensor) -> Tensor:
-    """A scalar time in the precision of a tensor, filled on its device: no copy from the host."""
-    return torch.full((), t, dtype=like.dtype, device=like.device)

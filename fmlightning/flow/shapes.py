@@ -9,6 +9,7 @@ broadcast without a word is refused at all times, by the functions below.
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def expand_like(c: Times, x: Tensor) -> Tensor:
     image whose width equals the batch size.
     """
     return c if c.ndim == 0 else c.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def at(t: float, like: Tensor) -> Tensor:
+    """A scalar time in the precision of a tensor, filled on its device: no copy from the host."""
+    return torch.full((), t, dtype=like.dtype, device=like.device)
 
 
 def require_like(name: str, value: Tensor, other: str, x: Tensor) -> None:
@@ -68,3 +74,9 @@ def require_interval(interval: tuple[float, float]) -> None:
     low, high = interval
     if not 0 <= low < high <= 1:
         raise ValueError(f"interval={interval} must satisfy 0 <= low < high <= 1")
+
+
+def require_positive(settings: object, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name}={getattr(settings, name)} must be positive")

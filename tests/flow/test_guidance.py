@@ -8,6 +8,7 @@ from fmlightning.flow.guidance import Guidance, GuidedField, closest
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField, TrainedField
 from fmlightning.flow.paths.schedules import Linear, Trigonometric, VariancePreserving
+from fmlightning.flow.solvers.brownian import BrownianPath
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import generate
 from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
@@ -166,7 +167,7 @@ def test_the_sde_takes_it():
     field = Guidance(2.0).free(NetworkField(Labelled(Linear()), Linear()), 2)
     streams = Key(0).fold("sde").streams(torch.arange(16))
     sde = MarginalPreservingSDE(Linear(), Gaussian(), independent=True)
-    found = SDESolver(num_steps=50).solve(sde, field.given(y), x, streams)
+    found = SDESolver(num_steps=50).solve(sde, field.given(y), x, BrownianPath(streams, x))
     assert found.x.isfinite().all()
     assert found.nfe == 100
 

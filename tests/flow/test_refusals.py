@@ -25,13 +25,10 @@ from fmlightning.flow.paths.schedules import (
 )
 from fmlightning.flow.pixels import dequantise, quantise
 from fmlightning.flow.shapes import expand_like, require_times
+from fmlightning.flow.solvers.brownian import BrownianPath
+from fmlightning.flow.solvers.diffusions import Diffusion, LinearDiffusion
 from fmlightning.flow.solvers.ode import ODESolver
-from fmlightning.flow.solvers.sde import (
-    Diffusion,
-    LinearDiffusion,
-    MarginalPreservingSDE,
-    SDESolver,
-)
+from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.solvers.time_grids import TimeGrid
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
@@ -109,14 +106,12 @@ def test_starts_and_ends_that_are_no_times_are_refused_before_the_loop(t):
 
     field = NetworkField(Plain(), Linear())
     field.network.forward = unseen
-    sde, streams = (
-        MarginalPreservingSDE(Linear(), Gaussian(), True),
-        Key(0).streams(torch.arange(4)),
-    )
+    sde = MarginalPreservingSDE(Linear(), Gaussian(), True)
+    brownian = BrownianPath(Key(0).streams(torch.arange(4)), X)
     for call in (
         lambda: ODESolver("euler").solve(field, X, 0.5, t),
         lambda: ODESolver("dopri5").solve(field, X, t, 0.5),
-        lambda: SDESolver().solve(sde, field, X, streams, 0.5, t),
+        lambda: SDESolver().solve(sde, field, X, brownian, 0.5, t),
         lambda: log_prob(field, X, Gaussian(), Linear(), ODESolver("euler"), interval=(0.5, t)),
         lambda: start_log_prob(Gaussian(), Linear(), X, t),
         lambda: AffinePath(Linear()).start(X, t),
@@ -196,7 +191,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
     def narrow(x, t):
         return x[:, :1]
 
-    streams = Key(0).streams(torch.arange(4))
+    brownian = BrownianPath(Key(0).streams(torch.arange(4)), X)
     sde = MarginalPreservingSDE(Linear(), Gaussian(), True, LinearDiffusion(0.0))
     for call in (
         lambda: divergence(narrow, X, HALF[0]),
@@ -204,7 +199,7 @@ def test_a_field_that_answers_in_another_shape_is_refused_with_both_shapes():
         lambda: ODESolver("rk4", 2).solve(narrow, X),
         lambda: ODESolver("ab3", 5).solve(narrow, X),
         lambda: ODESolver("dopri5").solve(narrow, X),
-        lambda: SDESolver(num_steps=2).solve(sde, narrow, X, streams),
+        lambda: SDESolver(num_steps=2).solve(sde, narrow, X, brownian),
         lambda: log_prob(narrow, X, Gaussian(), Linear(), ODESolver("euler", 2)),
         lambda: PATH.fm_loss(narrow, X, HALF),
     ):
@@ -364,12 +359,11 @@ def test_curves_of_a_gaussian_path_in_another_shape_are_refused():
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_a_diffusion_that_is_none_is_refused_where_it_is(value):
     class Own(Diffusion):
-        def squared(self, t):
+        def squared(self, t, path):
             return torch.full_like(t, value)
 
-    sde = MarginalPreservingSDE(Linear(), Gaussian(), True, Own())
     with pytest.raises(ValueError, match=r"g\^2 = .* at t=0"):
-        SDESolver(num_steps=4).solve(sde, PATH, X, Key(0).streams(torch.arange(4)))
+        MarginalPreservingSDE(Linear(), Gaussian(), True, Own())
     with pytest.raises(ValueError, match="finite and not negative"):
         LinearDiffusion(value)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import PerSample, Points
+from fmlightning.flow.solvers.brownian import BrownianPath
 from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.sources import Gaussian
@@ -56,9 +57,9 @@ def solutions(detail: Detail) -> tuple[Tensor, Tensor]:
     save_at = 2 * detail.num_steps + 1
     x = ODESolver("rk4", detail.num_steps).solve(PATH.velocity, x0, save_at=save_at).states
     sde = MarginalPreservingSDE(PATH.schedule, Gaussian(), independent=True)
-    streams = KEY.fold("brownian").streams(index)
+    brownian = BrownianPath(KEY.fold("brownian").streams(index), x0)
     solver = SDESolver(num_steps=2 * detail.num_steps)
-    return x, solver.solve(sde, PATH.velocity, x0, streams, save_at=save_at).states
+    return x, solver.solve(sde, PATH.velocity, x0, brownian, save_at=save_at).states
 
 
 def background(axis: Axes, side: int) -> None:

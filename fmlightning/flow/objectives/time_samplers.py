@@ -17,7 +17,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from fmlightning.flow.paths.schedules import bisect
-from fmlightning.flow.shapes import PerSample
+from fmlightning.flow.shapes import PerSample, require_positive
 
 
 class TimeSampler(ABC):
@@ -195,9 +195,3 @@ def stratify(u: PerSample) -> PerSample:
     """(slice + shift) / B: one number in each of B equal slices of (0, 1)."""
     slices, shift = u.argsort(), u.double().sum() % 1
     return ((slices + shift) / len(u)).to(u.dtype)
-
-
-def require_positive(settings: object, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name}={getattr(settings, name)} must be positive")

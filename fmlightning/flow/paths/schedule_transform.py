@@ -71,6 +71,7 @@ class ScheduleTransformedField(nn.Module):
         self.floor = float(
             schedule.alpha_over_sigma(torch.tensor(self.interval[0], dtype=torch.float64))
         )
+        self.source, self.independent = field.source, field.independent
 
     def forward(self, x: Points, r: Times, y: Labels | None = None) -> Points:
         """The velocity at x (B, *S) and r, (B,) or ().

@@ -29,9 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmlightning.flow.models import at
 from fmlightning.flow.paths.schedules import Schedule
-from fmlightning.flow.shapes import Field
+from fmlightning.flow.shapes import Field, at
 from fmlightning.flow.solvers.runge_kutta import Step
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fmlightning.flow.models import TrainedField
+from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.schedules import Schedule
-from fmlightning.flow.shapes import Field, Points, require_time
+from fmlightning.flow.shapes import Field, Labels, Points, require_time
 from fmlightning.flow.solvers.counted import NFECounter as NFECounter
 from fmlightning.flow.solvers.counted import TorchdiffeqField
 from fmlightning.flow.solvers.dpm_solver import DPMSolver2M
@@ -37,6 +37,7 @@ from fmlightning.flow.solvers.runge_kutta import METHODS, Step, walk
 from fmlightning.flow.solvers.solution import Mask
 from fmlightning.flow.solvers.solution import Solution as Solution
 from fmlightning.flow.solvers.solution import SolverError as SolverError
+from fmlightning.flow.solvers.solver import Solver, TrainedField, ends, finish, path_start
 from fmlightning.flow.solvers.time_grids import TimeGrid, UniformGrid
 
 FixedMethod = Literal[
@@ -61,7 +62,7 @@ ADAPTIVE: tuple[str, ...] = get_args(AdaptiveMethod)
 
 
 @dataclass(frozen=True)
-class ODESolver:
+class ODESolver(Solver):
     """An ODE method and its settings.
 
     Args:
@@ -107,13 +108,15 @@ class ODESolver:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
     @property
+    def name(self) -> str:
+        return self.method
+
+    @property
     def fixed(self) -> bool:
-        """Whether the steps are set beforehand."""
         return self.method in FIXED
 
     @property
     def evaluations(self) -> int | None:
-        """The NFE where it is known beforehand; None for methods that only counting tells."""
         method = self.exponential or METHODS.get(self.method)
         return method.evaluations(self.num_steps) if method else None
 
@@ -127,6 +130,24 @@ class ODESolver:
         if self.fixed:
             return replace(self, num_steps=2 * self.num_steps)
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
+
+    def sample(
+        self,
+        model: TrainedField,
+        x0: Points,
+        *,
+        y: Labels | None = None,
+        t0: float | None = None,
+        t1: float | None = None,
+        save_at: int | Sequence[float] = 0,
+        noise: Points | None = None,
+        streams: KeyedStreams | None = None,
+    ) -> Solution:
+        """Carry source points to the data along the flow; `streams` are not used."""
+        start, end = ends(model, t0, t1)
+        x = path_start(model, x0, start, noise)
+        solution = self.solve(model.given(y), x, start, end, save_at, schedule=model.schedule)
+        return finish(model, solution, end, y)
 
     def solve(
         self,

@@ -22,8 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fmlightning.flow.models import at
-from fmlightning.flow.shapes import Field, Points
+from fmlightning.flow.shapes import Field, Points, at
 
 Step = Callable[[Tensor, float, float], Tensor]
 """`(x, t0, t1) -> x at t1`."""

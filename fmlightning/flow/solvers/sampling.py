@@ -1,4 +1,4 @@
-r"""Drawing from a trained flow: keyed noise -> field -> solver -> samples.
+r"""Drawing from a trained flow: keyed noise -> model -> solver -> samples.
 
 Sample k is a function of (seed, k) and the solver, in whatever batch it is drawn: to rounding with fixed
 steps, to its tolerance with adaptive ones.
@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmlightning.flow.keys import Key
-from fmlightning.flow.models import TrainedField, at
-from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.keys import Key, KeyedStreams
 from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import Labels
-from fmlightning.flow.solvers.ode import ODESolver, Solution
+from fmlightning.flow.solvers.solution import Solution
+from fmlightning.flow.solvers.solver import Solver, TrainedField
 from fmlightning.flow.sources import Source
 
 
@@ -32,40 +31,38 @@ def path_noise(
     return Key(seed).fold("sampling", "eps").streams(index).normal(event_shape)
 
 
+def brownian_streams(seed: int, index: Tensor) -> KeyedStreams:
+    """The streams that a stochastic solver draws the Brownian paths of the given samples from."""
+    return Key(seed).fold("sampling", "sde").streams(index)
+
+
 @torch.no_grad()
 def generate(
     field: TrainedField,
     x0: Tensor,
-    solver: ODESolver,
+    solver: Solver,
     *,
     y: Labels | None = None,
     save_at: int | Sequence[float] = 0,
     eps: Tensor | None = None,
+    streams: KeyedStreams | None = None,
 ) -> Solution:
-    """Carry source points along the flow to the data.
-
-    The field is integrated over its interval. Where that stops short of t = 1, one more evaluation returns
-    the data point the network expects there; it is counted in the NFE.
+    """Carry source points to the data: `Solver.sample` over the interval of the field, without gradients.
 
     Args:
         x0: source points, (B, *S).
         y: class labels, (B,).
         save_at: states to return, as in `ODESolver.solve`; times are those of the interval.
         eps: the noise of a path with gamma > 0 at its start, (B, *S), as from `path_noise`.
+        streams: keyed streams of the samples, for a stochastic solver, as from `brownian_streams`.
     """
-    t_min, t_max = field.interval
-    start = AffinePath(field.schedule).start(x0, t_min, eps)
-    solution = solver.solve(field.given(y), start, t_min, t_max, save_at, schedule=field.schedule)
-    if t_max == 1:
-        return solution
-    x1 = field.data(solution.x, at(t_max, like=start), y)
-    return Solution(x1, solution.nfe + 1, solution.times, solution.states)
+    return solver.sample(field, x0, y=y, save_at=save_at, noise=eps, streams=streams)
 
 
 def sample(
     field: TrainedField,
     source: Source,
-    solver: ODESolver,
+    solver: Solver,
     index: Tensor,
     event_shape: Sequence[int],
     *,
@@ -76,12 +73,15 @@ def sample(
     """The samples with the given numbers: `generate` from their own keyed noise.
 
     Args:
-        source: the law at t = 0.
+        source: the distribution at t = 0.
         index: sample numbers, (B,), on the device of the field.
         event_shape: the shape of one sample.
         y: class labels, (B,).
         save_at: states to return, as in `ODESolver.solve`.
     """
     x0 = source_points(source, seed, index, event_shape)
-    eps = path_noise(field.schedule, seed, index, event_shape)
-    return generate(field, x0, solver, y=y, save_at=save_at, eps=eps)
+    eps, streams = (
+        path_noise(field.schedule, seed, index, event_shape),
+        brownian_streams(seed, index),
+    )
+    return generate(field, x0, solver, y=y, save_at=save_at, eps=eps, streams=streams)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fmlightning.flow.objectives.time_samplers import require_positive
 from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.shapes import require_positive
 
 
 class TimeGrid(ABC):

@@ -45,7 +45,7 @@ from fmlightning.flow.shapes import (
     require_time,
     require_times,
 )
-from fmlightning.flow.sources import Source
+from fmlightning.flow.sources import Gaussian, Source
 from fmlightning.flow.toys import EightGaussians
 
 CHUNK = 2**18
@@ -217,6 +217,9 @@ class MixturePath:
 
     mixture: GaussianMixture
     schedule: Schedule
+
+    source = Gaussian()
+    independent = True
 
     @property
     def interval(self) -> tuple[float, float]:

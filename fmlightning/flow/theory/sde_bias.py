@@ -8,34 +8,33 @@ makes of each step's noise. Its variance is the sum of the squares, exact for an
 falls with the order of the scheme: for Euler-Maruyama it halves when the steps double.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.schedules import Linear
-from fmlightning.flow.solvers.sde import (
-    Constant,
-    Diffusion,
-    MarginalPreservingSDE,
-    PathDiffusion,
-    SDESolver,
-)
+from fmlightning.flow.solvers.diffusions import ConstantDiffusion, Diffusion, PathDiffusion
+from fmlightning.flow.solvers.sde import MarginalPreservingSDE, SDESolver
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture
 
 F64 = torch.float64
 WIDTH = 0.5
 DIFFUSIONS: dict[str, Diffusion] = {
-    "constant g": Constant(2**0.5, (0.0, 0.95)),
-    "the path's own g": PathDiffusion(Linear(), (0.05, 1.0)),
+    "constant g": ConstantDiffusion(2**0.5, (0.0, 0.95)),
+    "the path's own g": PathDiffusion((0.05, 1.0)),
 }
 
 
-class Impulses(KeyedStreams):
-    """The noise of a linear scheme taken apart: row i is one at step i, and zero elsewhere."""
+class Impulses:
+    """The noise of a linear scheme taken apart: row i is one standard deviation in step i, and zero elsewhere."""
 
-    def normal(self, shape: object, stream: int = 0, dtype: torch.dtype = F64) -> Tensor:
-        return (self.index == stream).to(dtype).reshape(-1, 1)
+    def __init__(self, num_rows: int) -> None:
+        self.step, self.row = itertools.count(), torch.arange(num_rows)[:, None]
+
+    def increment(self, t0: float, t1: float) -> Tensor:
+        return (t1 - t0) ** 0.5 * (self.row == next(self.step)).to(F64)
 
 
 def variance_bias(diffusion: Diffusion, num_steps: int) -> float:
@@ -43,7 +42,10 @@ def variance_bias(diffusion: Diffusion, num_steps: int) -> float:
     path = GaussianMixture([1.0], [[0.0]], WIDTH).along(Linear())
     x = torch.zeros(num_steps + 1, 1, dtype=F64)
     x[-1] = 1.0  # the last row has no noise: how far x0 itself is carried
-    noise = Impulses(torch.zeros(2, dtype=torch.long), torch.arange(num_steps + 1))
     sde = MarginalPreservingSDE(Linear(), Gaussian(), True, diffusion)
-    end = SDESolver("euler_maruyama", num_steps).solve(sde, path.velocity, x, noise).x
+    end = (
+        SDESolver("euler_maruyama", num_steps)
+        .solve(sde, path.velocity, x, Impulses(num_steps + 1))
+        .x
+    )
     return float(end.square().sum()) / WIDTH**2 - 1

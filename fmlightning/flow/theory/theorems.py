@@ -397,7 +397,7 @@ THEOREMS: tuple[Callable[[Schedule], Row], ...] = (
 def stochastic_bias(name: str) -> Row:
     """The bias of Euler-Maruyama, printed with it, falls to about a quarter over four times the steps."""
     first, last = (abs(variance_bias(DIFFUSIONS[name], steps)) for steps in BIAS_STEPS)
-    low, high = DIFFUSIONS[name].interval
+    low, high = DIFFUSIONS[name].t_range
     title = f"{name} on [{low:g}, {high:g}], {first:.1e} to {last:.1e}: ratio"
     where = "SDE, bias of the variance from {} to {} steps".format(*BIAS_STEPS)
     return Row(title, where, last / first, 0.3, last <= 0.3 * first)

@@ -1,11 +1,13 @@
 """Stochastic samplers: their law against the flow's, against Ornstein-Uhlenbeck, and what they refuse."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from fmlightning.flow.keys import Key, KeyedStreams
+from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.keys import Key
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.paths.schedules import (
     IndependentCFM,
@@ -14,17 +16,18 @@ from fmlightning.flow.paths.schedules import (
     Trigonometric,
     VariancePreserving,
 )
-from fmlightning.flow.solvers.ode import ODESolver, SolverError
-from fmlightning.flow.solvers.sde import (
-    Constant,
-    Ito,
+from fmlightning.flow.solvers.brownian import BrownianPath
+from fmlightning.flow.solvers.diffusions import (
+    ConstantDiffusion,
     LinearDiffusion,
-    MarginalPreservingSDE,
     PathDiffusion,
-    SDESolver,
     SigmaDiffusion,
-    score,
 )
+from fmlightning.flow.solvers.ode import ODESolver, SolverError
+from fmlightning.flow.solvers.sampling import brownian_streams, generate, sample, source_points
+from fmlightning.flow.solvers.score import score
+from fmlightning.flow.solvers.sde import Ito, MarginalPreservingSDE, SDESolver
+from fmlightning.flow.solvers.solver import Solver
 from fmlightning.flow.sources import Gaussian
 from fmlightning.flow.theory.mixture import GaussianMixture, OracleNetwork
 from fmlightning.flow.toys import Moons
@@ -37,8 +40,9 @@ def start(n, seed=0):
     return torch.randn(n, 2, generator=Key(seed).fold("start").generator(), dtype=torch.float64)
 
 
-def streams(n, seed=0):
-    return Key(seed).fold("sde").streams(torch.arange(n))
+def brownian(x, seed=0, index=None):
+    index = torch.arange(len(x)) if index is None else index
+    return BrownianPath(Key(seed).fold("sde").streams(index), x)
 
 
 def same(schedule, diffusion=None):
@@ -83,7 +87,9 @@ def test_a_score_where_the_velocity_does_not_tell_is_refused():
     """At t = 0 of a quadratic path the velocity is zero whatever the noise."""
     sde = same(Polynomial(2.0))
     with pytest.raises(ValueError, match="t=0"):
-        SDESolver(num_steps=5).solve(sde, MIXTURE.along(Polynomial(2.0)), start(4), streams(4))
+        SDESolver(num_steps=5).solve(
+            sde, MIXTURE.along(Polynomial(2.0)), start(4), brownian(start(4))
+        )
 
 
 def energy(x, y):
@@ -102,10 +108,10 @@ CASES = {
     "linear": (Linear(), LinearDiffusion()),
     "strong": (Linear(), LinearDiffusion(4.0)),
     "cosine": (Trigonometric(), LinearDiffusion()),
-    "noise level": (Trigonometric(), SigmaDiffusion(Trigonometric())),
+    "noise level": (Trigonometric(), SigmaDiffusion()),
     "gamma": (IndependentCFM(0.3), LinearDiffusion()),
-    "constant": (Linear(), Constant(1.0, (0.0, 0.95))),
-    "path's own": (Linear(), PathDiffusion(Linear(), (0.02, 1.0))),
+    "constant": (Linear(), ConstantDiffusion(1.0, (0.0, 0.95))),
+    "path's own": (Linear(), PathDiffusion((0.02, 1.0))),
 }
 
 
@@ -117,7 +123,7 @@ def test_the_law_is_that_of_the_flow(case, method):
     std = float(schedule.std(torch.tensor(0.0)))
     steps = 100 if method == "euler_maruyama" else 40
     solver = SDESolver(method, steps)
-    x = solver.solve(same(schedule, diffusion), path.velocity, std * start(n), streams(n)).x
+    x = solver.solve(same(schedule, diffusion), path.velocity, std * start(n), brownian(start(n))).x
     flow = ODESolver("rk4", 40).solve(path.velocity, std * start(n, seed=1)).x
     law = path.law(1.0)
     mean = law.weights @ law.means
@@ -141,17 +147,20 @@ def test_without_the_half_the_law_would_be_another():
             return 2 * super().drift(field, x, t, g2) - field(x, t)
 
     sde = Wrong(Linear(), Gaussian(), True)
-    x = SDESolver(num_steps=40).solve(sde, path.velocity, start(n), streams(n)).x
+    x = SDESolver(num_steps=40).solve(sde, path.velocity, start(n), brownian(start(n))).x
     flow = ODESolver("rk4", 40).solve(path.velocity, start(n, seed=1)).x
     distance, null = energy(x, flow)
     assert distance > null.max()
 
 
-class Impulses(KeyedStreams):
-    """Noise for a linear SDE's exact law: row i is one at step i and zero elsewhere."""
+class Impulses:
+    """Noise for a linear SDE's exact law: row i is one standard deviation in step i and zero elsewhere."""
 
-    def normal(self, shape, stream=0, dtype=torch.float64):
-        return (self.index == stream).to(dtype).reshape(-1, 1)
+    def __init__(self, rows):
+        self.step, self.row = itertools.count(), torch.arange(rows)[:, None]
+
+    def increment(self, t0, t1):
+        return math.sqrt(t1 - t0) * (self.row == next(self.step)).double()
 
 
 def variance_at_the_end(method, num_steps, diffusion, std=0.5):
@@ -159,15 +168,14 @@ def variance_at_the_end(method, num_steps, diffusion, std=0.5):
     path = GaussianMixture([1.0], [[0.0]], std).along(Linear())
     x = torch.zeros(num_steps + 1, 1, dtype=torch.float64)
     x[-1] = 1.0  # the last row has no noise: how far x0 itself is carried
-    noise = Impulses(torch.zeros(2).long(), torch.arange(num_steps + 1))
-    sde = same(Linear(), diffusion)
+    sde, noise = same(Linear(), diffusion), Impulses(num_steps + 1)
     return SDESolver(method, num_steps).solve(sde, path.velocity, x, noise).x.square().sum()
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler_maruyama", 1), ("stochastic_heun", 2)])
 @pytest.mark.parametrize(
     "diffusion",
-    [Constant(math.sqrt(2), (0.0, 0.95)), LinearDiffusion()],
+    [ConstantDiffusion(math.sqrt(2), (0.0, 0.95)), LinearDiffusion()],
     ids=["constant", "vanishing"],
 )
 def test_the_bias_falls_with_the_order_of_the_method(method, order, diffusion):
@@ -179,7 +187,7 @@ def test_the_bias_falls_with_the_order_of_the_method(method, order, diffusion):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_constant_g_is_far_more_biased_on_narrow_data(method):
     """Why g^2 vanishes by default: 0.1 wide, 100 times steeper."""
-    constant = Constant(math.sqrt(2), (0.0, 0.95))
+    constant = ConstantDiffusion(math.sqrt(2), (0.0, 0.95))
     variances = [
         variance_at_the_end(method, 160, d, 0.1) / 0.01 for d in (constant, LinearDiffusion())
     ]
@@ -190,7 +198,7 @@ def test_a_constant_g_is_far_more_biased_on_narrow_data(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_diffusion_of_the_path_is_nearly_unbiased(method):
-    diffusion = PathDiffusion(Linear(), (0.05, 1.0))
+    diffusion = PathDiffusion((0.05, 1.0))
     assert abs(variance_at_the_end(method, 160, diffusion, 0.1) / 0.01 - 1) < 0.01
 
 
@@ -198,7 +206,7 @@ def test_no_noise_is_the_flow():
     path = MIXTURE.along(Linear())
     for method, plain in (("euler_maruyama", "euler"), ("stochastic_heun", "heun2")):
         sde = same(Linear(), LinearDiffusion(0.0))
-        x = SDESolver(method, 12).solve(sde, path.velocity, start(20), streams(20)).x
+        x = SDESolver(method, 12).solve(sde, path.velocity, start(20), brownian(start(20))).x
         torch.testing.assert_close(x, ODESolver(plain, 12).solve(path.velocity, start(20)).x)
 
 
@@ -207,22 +215,24 @@ def test_the_last_step_adds_no_noise(method):
     """Two noises, one state before the last step: one state after it."""
     path = MIXTURE.along(Linear())
     sde, solver = same(Linear()), SDESolver(method, 1)
-    a, b = (solver.solve(sde, path.velocity, start(9), streams(9, seed)).x for seed in (0, 1))
+    a, b = (
+        solver.solve(sde, path.velocity, start(9), brownian(start(9), seed)).x for seed in (0, 1)
+    )
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     two = SDESolver(method, 2)
-    a, b = (two.solve(sde, path.velocity, start(9), streams(9, seed)).x for seed in (0, 1))
+    a, b = (two.solve(sde, path.velocity, start(9), brownian(start(9), seed)).x for seed in (0, 1))
     assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_depends_on_its_index_and_the_seed_alone(method):
     path, solver, sde = MIXTURE.along(Linear()), SDESolver(method, 10), same(Linear())
-    whole = solver.solve(sde, path.velocity, start(32), streams(32)).x
+    whole = solver.solve(sde, path.velocity, start(32), brownian(start(32))).x
     some = torch.tensor([7, 3, 21])
-    part = solver.solve(sde, path.velocity, start(32)[some], Key(0).fold("sde").streams(some)).x
+    part = solver.solve(sde, path.velocity, start(32)[some], brownian(start(3), 0, some)).x
     # the sums of the oracle may round otherwise in another batch
     torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-12)
-    other = solver.solve(sde, path.velocity, start(32), streams(32, seed=1)).x
+    other = solver.solve(sde, path.velocity, start(32), brownian(start(32), seed=1)).x
     assert (other - whole).abs().mean() > 0.1
 
 
@@ -230,7 +240,11 @@ def test_steps_draw_unrelated_noise():
     """With no drift the increments are the noise itself."""
     n, solver = 4000, SDESolver("euler_maruyama", 4)
     states = solver.solve(
-        Ito(lambda t: 1.0), lambda x, t: 0 * x, torch.zeros(n, 1), streams(n), save_at=5
+        Ito(lambda t: 1.0),
+        lambda x, t: 0 * x,
+        torch.zeros(n, 1),
+        brownian(torch.zeros(n, 1)),
+        save_at=5,
     ).states[:, :, 0]
     correlation = torch.corrcoef(states.diff(dim=0))
     torch.testing.assert_close(correlation, torch.eye(4), rtol=0, atol=4 / math.sqrt(n))
@@ -245,7 +259,9 @@ def test_cost_and_states(method, cost):
         return MIXTURE.along(Linear()).velocity(x, t)
 
     solver = SDESolver(method, 8)
-    solution = solver.solve(same(Linear()), field, start(5), streams(5), save_at=[0.0, 0.5, 1.0])
+    solution = solver.solve(
+        same(Linear()), field, start(5), brownian(start(5)), save_at=[0.0, 0.5, 1.0]
+    )
     assert solution.nfe == len(calls) == 8 * cost
     assert max(calls) <= 1
     torch.testing.assert_close(solution.states[0], start(5))
@@ -257,16 +273,10 @@ THETA, NOISE, FROM = 2.0, 1.5, 3.0
 
 def moments(method, num_steps):
     """Mean and variance at t = 1 of the scheme on dX = -theta X dt + s dW: no sampling, X is linear in its noise."""
-    index = torch.arange(num_steps + 1)
     x = torch.zeros(num_steps + 1, 1, dtype=torch.float64)
     x[-1] = FROM  # the last row has no noise: the mean
-    end = (
-        SDESolver(method, num_steps)
-        .solve(
-            Ito(lambda t: NOISE), lambda x, t: -THETA * x, x, Impulses(torch.zeros(2).long(), index)
-        )
-        .x[:, 0]
-    )
+    sde, noise = Ito(lambda t: NOISE), Impulses(num_steps + 1)
+    end = SDESolver(method, num_steps).solve(sde, lambda x, t: -THETA * x, x, noise).x[:, 0]
     return end[-1], end[:-1].square().sum()
 
 
@@ -286,9 +296,8 @@ def test_weak_order_on_ornstein_uhlenbeck(method, order):
 def test_ornstein_uhlenbeck_by_its_own_noise(method):
     n = 20_000
     x = torch.full((n, 1), FROM, dtype=torch.float64)
-    end = (
-        SDESolver(method, 100).solve(Ito(lambda t: NOISE), lambda x, t: -THETA * x, x, streams(n)).x
-    )
+    solver, sde = SDESolver(method, 100), Ito(lambda t: NOISE)
+    end = solver.solve(sde, lambda x, t: -THETA * x, x, brownian(x)).x
     # 4 standard errors, and the scheme's own bias of at most theta / 100
     assert abs(end.mean() - MEAN) < 4 * math.sqrt(VARIANCE / n) + MEAN * THETA / 100
     assert abs(end.var() - VARIANCE) < (4 * math.sqrt(2 / n) + THETA / 100) * VARIANCE
@@ -298,8 +307,8 @@ def test_a_time_dependent_g_gives_the_integral_of_its_square():
     """dX = t dW has variance 1/3; the trapezoid of stochastic Heun adds 1 / (6 K^2)."""
     K = 10
     x = torch.zeros(K, 1, dtype=torch.float64)
-    noise = Impulses(torch.zeros(2).long(), torch.arange(K))
-    end = SDESolver("stochastic_heun", K).solve(Ito(lambda t: t), lambda x, t: 0 * x, x, noise).x
+    solver, noise = SDESolver("stochastic_heun", K), Impulses(K)
+    end = solver.solve(Ito(lambda t: t), lambda x, t: 0 * x, x, noise).x
     assert end.square().sum().item() == pytest.approx(1 / 3 + 1 / (6 * K**2), abs=1e-12)
 
 
@@ -316,10 +325,10 @@ def test_a_coupling_with_an_unknown_score_is_refused():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Constant(1.0, (0.0, 1.0)), "vanish like"),
-        (lambda: Constant(1.0, (0.9, 0.1)), "low < high"),
-        (lambda: Constant(-1.0, (0.0, 0.9)), "negative"),
-        (lambda: PathDiffusion(Linear(), (0.0, 1.0)), "singular"),
+        (lambda: ConstantDiffusion(1.0, (0.0, 1.0)), "vanish like"),
+        (lambda: ConstantDiffusion(1.0, (0.9, 0.1)), "low < high"),
+        (lambda: ConstantDiffusion(-1.0, (0.0, 0.9)), "negative"),
+        (lambda: same(Linear(), PathDiffusion((0.0, 1.0))), "singular"),
         (lambda: LinearDiffusion(-1.0), "negative"),
         (lambda: SDESolver(num_steps=0), "num_steps"),
     ],
@@ -332,16 +341,139 @@ def test_bad_settings_are_refused(make, reason):
 @pytest.mark.parametrize("ends", [(1.0, 0.0), (0.5, 0.5)])
 def test_an_sde_does_not_run_backwards(ends):
     with pytest.raises(ValueError, match="forwards"):
-        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), streams(3), *ends)
+        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), brownian(start(3)), *ends)
 
 
-def test_rows_must_match_the_samples():
+def test_streams_must_match_the_samples():
     with pytest.raises(ValueError, match="4 streams"):
-        SDESolver().solve(same(Linear()), lambda x, t: x, start(3), streams(4))
+        SDESolver().sample(
+            MIXTURE.along(Linear()), start(3), streams=Key(0).streams(torch.arange(4))
+        )
 
 
 def test_blow_up_names_the_method_and_the_time():
     with pytest.raises(SolverError, match=r"euler_maruyama.*t=0\."):
         SDESolver("euler_maruyama", 400).solve(
-            Ito(lambda t: 0.1), lambda x, t: x**2, 3 + start(3).abs(), streams(3)
+            Ito(lambda t: 0.1), lambda x, t: x**2, 3 + start(3).abs(), brownian(start(3))
         )
+
+
+def test_sampling_is_solving_the_sde_of_the_model():
+    """`sample` by hand: the start of the path, the SDE of its curves, the streams of its own key."""
+    path, index = MIXTURE.along(IndependentCFM(0.3)), torch.arange(12)
+    x0 = source_points(Gaussian(), 3, index, (2,)).double()
+    eps = Key(3).fold("sampling", "eps").streams(index).normal((2,)).double()
+    solver = SDESolver("euler_maruyama", 16, diffusion=SigmaDiffusion(0.7))
+    found = solver.sample(path, x0, noise=eps, streams=brownian_streams(3, index), save_at=3)
+    x = x0 + 0.3 * eps  # sigma(0) x0 + gamma(0) eps
+    w = BrownianPath(Key(3).fold("sampling", "sde").streams(index), x)
+    sde = same(path.schedule, SigmaDiffusion(0.7))
+    truth = solver.solve(sde, path.velocity, x, w, save_at=3)
+    torch.testing.assert_close(found.x, truth.x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.states, truth.states, rtol=0, atol=1e-12)
+    assert found.nfe == solver.evaluations == 16
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score"])
+def test_every_network_field_is_sampled_alike(predicts):
+    """From the oracle's own predictions; where the interval stops short, one more evaluation ends on the data."""
+    path, index = MIXTURE.along(Linear()), torch.arange(64)
+    field, solver = gaussian_field(path, predicts), SDESolver("stochastic_heun", 200)
+    found = sample(field, Gaussian(), solver, index, (2,), seed=5)
+    truth = sample(path, Gaussian(), solver, index, (2,), seed=5)
+    assert found.nfe == 400 + (field.interval[1] < 1)
+    # noise, score and data exist 1e-3 off an end, where the start and the data point differ by about as much; float32
+    torch.testing.assert_close(found.x, truth.x, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("solver", [SDESolver("euler_maruyama", 20), ODESolver("heun2", 10)])
+def test_a_sample_is_the_same_alone_and_in_a_batch(solver):
+    path = MIXTURE.along(Linear())
+    whole = sample(path, Gaussian(), solver, torch.arange(40), (2,), seed=1).x
+    some = torch.tensor([30, 4])
+    part = sample(path, Gaussian(), solver, some, (2,), seed=1).x
+    torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-5)  # float32
+
+
+def test_the_solver_that_checks_another_refines_the_same_samples():
+    """Twice the steps along one Brownian path: nearer to the limit than another path, by far."""
+    path, solver = MIXTURE.along(Linear()), SDESolver("stochastic_heun", 100)
+    index = torch.arange(200)
+    coarse, fine = (sample(path, Gaussian(), s, index, (2,)).x for s in (solver, solver.refined()))
+    other = sample(path, Gaussian(), solver, index, (2,), seed=1).x
+    assert solver.refined().num_steps == 200
+    assert (coarse - fine).norm(dim=1).mean() < 0.05 * (coarse - other).norm(dim=1).mean()
+
+
+def test_the_times_of_an_integration_may_be_given():
+    path, x0 = MIXTURE.along(Linear()), start(6)
+    for solver in (SDESolver(num_steps=8), ODESolver("heun2", 8)):
+        made = solver.sample(
+            path,
+            x0,
+            t0=0.2,
+            t1=0.8,
+            save_at=[0.2, 0.8],
+            streams=brownian_streams(0, torch.arange(6)),
+        )
+        torch.testing.assert_close(made.states[0], 0.8 * x0)  # sigma = 1 - t
+        last = torch.tensor(0.8, dtype=torch.float64)
+        torch.testing.assert_close(made.x, path.data(made.states[1], last))
+        assert made.nfe == 17
+
+
+@pytest.mark.parametrize(
+    ("trained", "reason"),
+    [
+        ({"source": Gaussian(), "independent": False}, r"optimal transport.*independent coupling"),
+        ({"source": Moons(), "independent": True}, r"Moons.*not Gaussian.*Use the Gaussian source"),
+        ({}, r"not told of its source.*source=Gaussian\(\)"),
+    ],
+    ids=["coupled", "source", "unknown"],
+)
+def test_a_model_whose_score_is_unknown_is_refused_before_any_evaluation(trained, reason):
+    class Unseen(torch.nn.Module):
+        def forward(self, x, t, y=None):
+            raise AssertionError("the network was called")
+
+    field = NetworkField(Unseen(), Linear(), **trained)
+    guided = Guidance(2.0).auto(field, field)
+    for model in (field, guided):
+        with pytest.raises(ValueError, match=reason):
+            generate(model, start(3), SDESolver(), streams=brownian_streams(0, torch.arange(3)))
+
+
+def test_a_solver_that_draws_needs_streams():
+    with pytest.raises(ValueError, match=r"SDESolver.*streams=key\.streams\(index\)"):
+        SDESolver().sample(MIXTURE.along(Linear()), start(3))
+
+
+def test_a_guided_model_has_the_score_of_its_guided_velocity():
+    """score_w = score_0 + w (score_1 - score_0): by the oracle's own scores, no noise in the way."""
+    strong, weak = (
+        MIXTURE.along(Linear()),
+        GaussianMixture([1.0], [[0.0, 0.0]], 1.5).along(Linear()),
+    )
+    fields = [gaussian_field(p, "velocity") for p in (strong, weak)]
+    guided = Guidance(3.0).auto(*fields)
+    x, t = start(20), torch.tensor(0.6, dtype=torch.float64)
+    found = score(guided(x, t), x, t, Linear())
+    s1, s0 = strong.score(x, t), weak.score(x, t)
+    torch.testing.assert_close(found, s0 + 3.0 * (s1 - s0), rtol=1e-9, atol=1e-9)
+    index = torch.arange(20)
+    assert guided.independent
+    assert guided.source == Gaussian()
+    made = sample(guided, Gaussian(), SDESolver(num_steps=50), index, (2,))
+    assert made.x.isfinite().all()
+    assert made.nfe == 100
+
+
+@pytest.mark.parametrize("solver", [SDESolver("euler_maruyama", 7), ODESolver("rk4", 7)])
+def test_what_every_solver_tells(solver):
+    assert isinstance(solver, Solver)
+    assert solver.needs == {"velocity"}
+    assert solver.fixed
+    assert solver.name == solver.method
+    x0 = start(2)
+    made = solver.sample(MIXTURE.along(Linear()), x0, streams=brownian_streams(0, torch.arange(2)))
+    assert made.nfe == solver.evaluations == (7 if solver.method == "euler_maruyama" else 28)
