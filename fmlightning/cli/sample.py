@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.module import FlowData
 from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
 from fmlightning.flow.models import TrainedField
 from fmlightning.flow.precision import Precision
 from fmlightning.flow.solvers.ode import Method, ODESolver
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
             f"{folder / 'samples.npz'} exists: choose another folder with --out, or add --overwrite true"
         )
     index = torch.arange(options.first, options.first + options.n)
-    labels = labels_of(flow, data, options.label)
+    labels = labels_of(flow, data, options)
     size = min(options.batch_size, options.n)
     device = pick_device(options.device)
     flow = as_asked(flow, options.precision, options.compile, device, size)
@@ -117,7 +119,13 @@ def parse(argv: list[str]) -> Any:
         "--label",
         type=NonNegativeInt | None,
         default=None,
-        help="One class; by default all in turn.",
+        help="One class; by default all.",
+    )
+    parser.add_argument(
+        "--labels",
+        type=LabelOrder | None,
+        default=None,
+        help="reference, as frequent as in the training data (the default), or balanced, each class in turn.",
     )
     parser.add_argument(
         "--ema", type=bool, default=True, help="Averaged weights rather than raw ones."
@@ -224,13 +232,23 @@ def override(solver: ODESolver, options: Any) -> ODESolver:
 
 
 def labels_of(
-    flow: TrainedFlow, data: FlowData | None, label: int | None
+    flow: TrainedFlow, data: FlowData | None, options: Any
 ) -> Callable[[Tensor], Tensor | None]:
-    """The class of each sample number: all in turn, one, or those of the x0 that samples start from."""
+    """The class of each sample number: as frequent as in the reference, in turn, one, or that of a given x0.
+
+    Raises:
+        ValueError: the run does not have the class, or has no choice of labels.
+    """
+    label, order = options.label, options.labels
+    if order and (flow.paired or not flow.num_classes or label is not None):
+        reason = "samples of this run have the labels of the held-out x0 they start from"
+        reason = reason if flow.paired else "this run is not conditional"
+        reason = f"--label {label} is the label of all samples" if label is not None else reason
+        raise ValueError(f"--labels {order} does nothing: {reason}; leave it out")
     if flow.paired and data is not None:
         return data.labels
     if label is None:
-        return lambda index: index % flow.num_classes if flow.num_classes else None
+        return class_labels(flow, order or "reference")
     if label >= flow.num_classes:
         known = (
             f"0 to {flow.num_classes - 1}"
@@ -239,6 +257,21 @@ def labels_of(
         )
         raise ValueError(f"--label {label} is not a class of this run; its classes are {known}")
     return lambda index: torch.full_like(index, label)
+
+
+def class_labels(flow: TrainedFlow, order: LabelOrder) -> Callable[[Tensor], Tensor | None]:
+    """All classes: as frequent as in the reference, or in turn."""
+    if not flow.num_classes:
+        return lambda index: None
+    if order == "balanced":
+        return partial(balanced_labels, num_classes=flow.num_classes)
+    if flow.class_counts is None:
+        print(
+            "note: this checkpoint is of an earlier version and does not hold how frequent its classes are: samples "
+            "take them in turn, as with --labels balanced"
+        )
+        return partial(balanced_labels, num_classes=flow.num_classes)
+    return partial(reference_labels, counts=flow.class_counts)
 
 
 def draw(
@@ -270,6 +303,16 @@ def draw(
     return torch.cat(parts), nfe
 
 
+def by_class(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Images in rows with a column for each class, white where a class has no more; at most 20 rows."""
+    columns = [x[y == k][:20] for k in range(num_classes)]
+    rows = max(len(column) for column in columns)
+    shown = torch.full((rows, num_classes, *x.shape[1:]), 1.0)
+    for k, column in enumerate(columns):
+        shown[: len(column), k] = column
+    return shown.flatten(0, 1)
+
+
 def write(
     folder: Path, flow: TrainedFlow, x: Tensor, index: Tensor, labels: Tensor | None
 ) -> list[Path]:
@@ -282,7 +325,11 @@ def write(
     np.savez(numbers, **arrays)
     if x.ndim == 4:
         columns = flow.num_classes if 1 < flow.num_classes <= 20 else min(10, len(x))
-        pixels = (tile(x[: 20 * columns], columns) * 255).round().astype(np.uint8)
+        several = labels is not None and columns == flow.num_classes and len(labels.unique()) > 1
+        shown = (
+            by_class(x, labels, columns) if several and labels is not None else x[: 20 * columns]
+        )
+        pixels = (tile(shown, columns) * 255).round().astype(np.uint8)
         scale = max(1, 640 // pixels.shape[1])
         picture = Image.fromarray(pixels)
         picture.resize(

@@ -198,6 +198,7 @@ class FlowMatching(LightningModule):
         self.event_shape = data.event_shape
         self.num_classes = data.num_classes
         self.num_bins = data.num_bins
+        self.class_counts = data.class_counts
         self.batch_size = data.batch_size
         self.check_coupling(data)
         self.latent = data.pixel_data.event_shape != data.event_shape
@@ -549,6 +550,7 @@ class FlowMatching(LightningModule):
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
+            "class_counts": list(self.class_counts),
             "num_bins": self.num_bins,
             "paired": isinstance(self.source, PairedSource),
             "latent": self.latent,

@@ -496,6 +496,15 @@ RUNS = {
     "sample a class": command(
         "sample {run} --label=3 --out={tmp}/out", "--label 3", "not conditional"
     ),
+    "sample balanced labels that there are not": command(
+        "sample {run} --labels=balanced --out={tmp}/out", "--labels balanced", "not conditional"
+    ),
+    "sample labels in an unknown order": command(
+        "sample {run} --labels=sorted --out={tmp}/out", "--labels sorted", "balanced"
+    ),
+    "evaluate balanced labels that there are not": command(
+        "evaluate {run} --labels=balanced", "--labels balanced", "no labels"
+    ),
     "sample elsewhere": command(
         "sample {run} --device=nope --out={tmp}/out", "--device nope", "not available"
     ),

@@ -28,7 +28,7 @@ class InceptionScore(FeatureMetric):
         features: `inception`; `digits`, the classifier trained here; `auto` is inception where its weights are found
             and digits otherwise; or a network of one's own that has `logits`.
         num_samples: N.
-        splits: parts, by the numbers of the images, which come from all classes in turn.
+        splits: parts, by the numbers of the images, whose classes are mixed.
         weights: file of Inception weights, as for Frechet.
         sha256: its digest.
     """

@@ -16,6 +16,7 @@ from torch import distributed
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.order import Shard
+from fmlightning.flow.labels import LabelOrder
 from fmlightning.flow.precision import Precision
 from fmlightning.metrics.metric import FlowMetric
 from fmlightning.studies.evaluate.lists import BOOLEANS, FLOATS, INTEGERS, WORDS, Classes
@@ -77,6 +78,10 @@ def parse(argv: list[str]) -> Any:
         default=None,
         help="By default evaluation.metrics of the run.",
     )
+    parser.add_argument(
+        "--labels", type=LabelOrder | None, default=None,
+        help="Of samples: as frequent as in the reference data (the default), or balanced, each class in turn.",
+    )  # fmt: skip
     parser.add_argument(
         "--batch_size",
         type=PositiveInt | None,

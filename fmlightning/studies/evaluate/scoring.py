@@ -4,6 +4,7 @@ import json
 import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fmlightning.cli.parser import FlowParser
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Shard
 from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import LabelOrder
 from fmlightning.flow.models import TrainedField
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution, SolverError
@@ -63,6 +65,7 @@ class Scorer:
     seed: int
     identity: dict[str, Any]
     overwrite: bool
+    labels: LabelOrder = "reference"
     reference: Reference | None = None
     weaker: str | None = None
     of_model: dict[tuple[bool, Guidance], Scores] = field(default_factory=dict)
@@ -103,8 +106,13 @@ class Scorer:
             "provenance": provenance(metrics),
             "data": data.fingerprint,
         }
-        network_options = {"precision": options.precision, "compile": options.compile or None}
-        identity |= {k: v for k, v in network_options.items() if v is not None}
+        labels = label_order(data, options.labels)
+        chosen = {
+            "labels": labels,
+            "precision": options.precision,
+            "compile": options.compile or None,
+        }
+        identity |= {k: v for k, v in chosen.items() if v is not None}
         flows = {
             ema: as_asked(f, options.precision, options.compile, device, batch_size)
             for ema, f in flows.items()
@@ -115,7 +123,7 @@ class Scorer:
             identity["reference"] = f"{METHOD}, tol {options.reference:g}"
         return cls(
             flows, wanted, data, metrics, run.path / "evaluations", shard, device, batch_size, seed, identity,
-            options.overwrite, reference, weights_digest(options.weaker) if options.weaker else None,
+            options.overwrite, labels or "reference", reference, weights_digest(options.weaker) if options.weaker else None,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
@@ -182,8 +190,13 @@ class Scorer:
                 error.update(block.solution.x, ends)
 
         evaluator = Evaluator(
-            solve, self.device, self.batch_size, self.data.labels, self.data.decode, self.data.pixel_data.event_shape
-        )  # fmt: skip
+            solve,
+            self.device,
+            self.batch_size,
+            partial(self.data.labels, order=self.labels),
+            self.data.decode,
+            self.data.pixel_data.event_shape,
+        )
         total = max((m.num_samples for m in metrics), default=self.batch_size)
         cost = evaluator.update(metrics, total, observe)
         scores = Scores()
@@ -228,6 +241,20 @@ class Scorer:
             return json.loads(self.file(cell).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
+
+
+def label_order(data: FlowData, given: LabelOrder | None) -> LabelOrder | None:
+    """The order of the labels of samples, or None where there is no choice.
+
+    Raises:
+        ValueError: one was given all the same.
+    """
+    if data.num_classes and not data.paired:
+        return given or "reference"
+    if given:
+        reason = "samples have the labels of their x0" if data.paired else "the data have no labels"
+        raise ValueError(f"--labels {given} does nothing: {reason}; leave it out")
+    return None
 
 
 def local(device: str) -> str:

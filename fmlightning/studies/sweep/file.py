@@ -30,7 +30,7 @@ from fmlightning.studies.sweep.samples import SAMPLING, sampled
 
 KEYS = ("name", "configs", "set", "axes", "samples", "seeds", "exclude", "evaluate")
 EVALUATE = (
-    "solvers", "nfe", "tolerances", "grids", "guidance", "ema", "metrics", "batch_size", "seed", "device",
+    "solvers", "nfe", "tolerances", "grids", "guidance", "ema", "metrics", "labels", "batch_size", "seed", "device",
     "reference",
 )  # fmt: skip
 LISTS = ("solvers", "nfe", "tolerances", "grids", "guidance", "ema", "metrics")

@@ -1,12 +1,14 @@
 """Scores of generated samples, every so often and at the end."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from fmlightning.data.module import FlowData
+from fmlightning.flow.labels import LabelOrder
 from fmlightning.metrics.evaluator import (
     Cost,
     Evaluator,
@@ -38,6 +40,7 @@ class Evaluation(Periodic):
         every_n_steps: optimiser steps between two evaluations; 0 evaluates at the end only.
         at_end: whether to evaluate at the end of training.
         batch_size: samples generated at once.
+        labels: of generated samples: as frequent as in the `reference` data, or `balanced`, each class in turn.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class Evaluation(Periodic):
         every_n_steps: int = 0,
         at_end: bool = True,
         batch_size: int = 2048,
+        labels: LabelOrder = "reference",
     ) -> None:
         super().__init__(every_n_steps, at_end)
         if batch_size < 1:
             raise ValueError(f"evaluation.batch_size={batch_size} must be at least 1")
         self.metrics = metrics or []
-        self.batch_size = batch_size
+        self.batch_size, self.labels = batch_size, labels
         self.prepared = False
         self.ending = False
 
@@ -106,7 +110,7 @@ class Evaluation(Periodic):
             module.generate,
             module.device,
             self.batch_size,
-            data.labels,
+            partial(data.labels, order=self.labels),
             data.decode,
             data.pixel_data.event_shape,
             stop_if_ending,
@@ -122,6 +126,7 @@ class Evaluation(Periodic):
             "checkpoint": None if training else str(trainer.ckpt_path),
             "solver": repr(module.solver),
             "batch_size": self.batch_size,
+            "labels": self.labels if module.num_classes else None,
             "provenance": provenance(self.metrics),
             "metrics": scores.values,
             "higher_is_better": scores.higher_is_better,

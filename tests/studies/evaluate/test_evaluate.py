@@ -1,6 +1,7 @@
 """`fmlightning evaluate`: cells that are scored once, on the same noise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from fmlightning.cli.build import instantiate_data
 from fmlightning.cli.load import load_flow
+from fmlightning.cli.sample import class_labels
 from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import reference_labels
 from fmlightning.metrics.figures import quality
 from fmlightning.metrics.transport import wasserstein2
 from fmlightning.runs.directory import Run
@@ -84,6 +87,31 @@ def test_guidance_is_an_axis(fmlightning, fit):
     assert [r["label"] for r in records] == ["euler", "euler, w = 3"]
     assert records[0]["metrics"] != records[1]["metrics"]
     assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
+
+
+def test_labels_are_as_frequent_as_in_the_reference_or_balanced(fmlightning, fit, tmp_path, capsys):
+    run = fit(
+        "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
+        "--evaluation.metrics=[]",
+    )  # fmt: skip
+    flow, index = load_flow(run), torch.arange(20)
+    assert sum(flow.class_counts) == 1297
+    for order, expected in (
+        ("reference", reference_labels(index, flow.class_counts)),
+        ("balanced", index % 10),
+    ):
+        options = (
+            "--n=20",
+            f"--out={tmp_path / order}",
+            "--solver.method=euler",
+            f"--labels={order}",
+        )
+        status, shown = fmlightning("sample", run, *options)
+        assert status == 0, shown
+        assert np.load(tmp_path / order / "samples.npz")["y"].tolist() == expected.tolist()
+    older = class_labels(replace(flow, class_counts=None), "reference")
+    assert older(index).tolist() == (index % 10).tolist()
+    assert "earlier version" in capsys.readouterr().out
 
 
 def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
