@@ -18,11 +18,14 @@ from fmlightning.cli.build import instantiate_data
 from fmlightning.cli.device import as_asked, pick_device
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
+from fmlightning.cli.sampling_options import described, guided
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Shard
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.labels import LabelOrder
 from fmlightning.flow.models import TrainedField
+from fmlightning.flow.paths.schedules import Schedule
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution, SolverError
 from fmlightning.metrics.evaluator import (
@@ -67,21 +70,23 @@ class Scorer:
     overwrite: bool
     labels: LabelOrder = "reference"
     reference: Reference | None = None
-    weaker: str | None = None
+    guide_model: str | None = None
+    path: Schedule | None = None
     of_model: dict[tuple[bool, Guidance], Scores] = field(default_factory=dict)
 
     @classmethod
     def open(cls, options: Any, shard: Shard) -> "Scorer":
         """Load the run, and refuse what cannot be scored before anything is generated."""
-        run = Run.open(options.run)
+        run, guide = Run.open(options.run), options.guidance.guide_model
         data = instantiate_data(run.config)
         flows = {ema: load_flow(options.run, ema=ema) for ema in options.ema}
         for ema, loaded in flows.items():
             if loaded.paired:
                 flows[ema] = replace(loaded, source=data.source_points)
-            if options.weaker:
-                flows[ema] = away_from(flows[ema], options.weaker, ema, "--weaker")
+            if guide:
+                flows[ema] = away_from(flows[ema], guide, ema, "--guidance.guide_model")
         flow = next(iter(flows.values()))
+        path = options.path
         wanted = cells(flow, options)
         asked = run.config.get("evaluation") or {}
         named = plain(options.metrics) if options.metrics is not None else asked.get("metrics")
@@ -111,19 +116,23 @@ class Scorer:
             "labels": labels,
             "precision": options.precision,
             "compile": options.compile or None,
+            "path": repr(path) if path else None,
         }
         identity |= {k: v for k, v in chosen.items() if v is not None}
         flows = {
             ema: as_asked(f, options.precision, options.compile, device, batch_size)
             for ema, f in flows.items()
         }
+        if path and shard.rank == 0:
+            print(described(guided(flow, wanted[0].guidance, path)))
         reference = None
         if options.reference is not None:
             reference = Reference(options.reference, seed)
             identity["reference"] = f"{METHOD}, tol {options.reference:g}"
         return cls(
             flows, wanted, data, metrics, run.path / "evaluations", shard, device, batch_size, seed, identity,
-            options.overwrite, labels or "reference", reference, weights_digest(options.weaker) if options.weaker else None,
+            options.overwrite, labels or "reference", reference,
+            weights_digest(guide) if guide else None, path,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
@@ -155,10 +164,10 @@ class Scorer:
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Generate the samples of a cell and write down their scores, or why there are none."""
-        guided: Any = self.flows[cell.ema].guided(cell.guidance)
+        field: Any = guided(self.flows[cell.ema], cell.guidance, self.path)
         record = self.describe(cell)
         try:
-            record |= self.scores(guided.to(self.device), cell)
+            record |= self.scores(field.to(self.device), cell)
         except SolverError as error:
             if self.shard.world_size > 1:
                 raise  # the others would wait for this process
@@ -185,7 +194,7 @@ class Scorer:
         def observe(block: Block) -> None:
             assert block.solution is not None
             straight.update(block.solution.states, block.solution.times)
-            if self.reference is not None:
+            if self.reference is not None and isinstance(cell.solver, ODESolver):
                 ends = self.reference.ends(flow, field, cell, block.index, block.y)
                 error.update(block.solution.x, ends)
 
@@ -222,18 +231,18 @@ class Scorer:
             **self.identity,
             "ema": cell.ema,
             "solver": repr(cell.solver),
-            "method": cell.solver.method,
+            "method": cell.solver.name,
             "budget": cell.budget,
             "guidance": asdict(cell.guidance),
             "label": cell.label,
-            **({"weaker": self.weaker} if cell.auto else {}),
+            **({"guide_model": self.guide_model} if cell.auto else {}),
         }
 
     def file(self, cell: Cell) -> Path:
         settings = json.dumps(self.describe(cell), sort_keys=True)
         digest = sha256(settings.encode()).hexdigest()[:8]
         budget = cell.budget.replace(" ", "")
-        return self.folder / f"{cell.solver.method}-{budget}-w{cell.guidance.scale:g}-{digest}.json"
+        return self.folder / f"{cell.solver.name}-{budget}-w{cell.guidance.scale:g}-{digest}.json"
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell, if it is there whole."""

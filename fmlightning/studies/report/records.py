@@ -134,8 +134,9 @@ def sampling(content: dict[str, Any], nfe: float | None) -> Options:
     options["guidance"] = guidance.pop("scale", 1.0)
     if options["guidance"] != 1 or guidance.get("zero_until"):
         options |= dict(flat(guidance, "guidance"))
-    if content.get("weaker"):
-        options["guidance.weaker"] = str(content["weaker"])[:8]
+    if guide := content.get("guide_model", content.get("weaker")):
+        options["guidance.guide_model"] = str(guide)[:8]
+    options |= {name: content[name] for name in ("path", "labels") if content.get(name)}
     return options | {"metrics": short(content.get("metric_configs", content.get("judges")) or [])}
 
 

@@ -78,7 +78,7 @@ def evaluation(arguments: list[str]) -> tuple[Any, int]:
         count = sum(len(budgets(ODESolver(), method, options)) for method in options.solvers)
     except ValueError as error:
         raise ValueError(f"evaluate: {error}") from error
-    return options, count * len(options.guidance or [1]) * len(options.ema)
+    return options, count * len(options.guidance.scale or [1]) * len(options.ema)
 
 
 def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
@@ -140,11 +140,11 @@ def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) ->
         raise ValueError(
             "evaluate: there is no metric: set evaluation.metrics in the config, or evaluate.metrics here"
         )
-    if any(w != 1 for w in options.guidance or ()) and not config["model"].get(
+    if any(w != 1 for w in options.guidance.scale or ()) and not config["model"].get(
         "class_dropout_prob"
     ):
         raise ValueError(
-            f"evaluate.guidance: {options.guidance} needs a model that was trained without labels too: "
+            f"evaluate.guidance.scale: {options.guidance.scale} needs a model that was trained without labels too: "
             "model.class_dropout_prob > 0"
         )
     judges = []

@@ -76,13 +76,58 @@ def test_it_scores_what_sample_makes(fmlightning, run, tmp_path):
     assert record["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
 
 
+def test_methods_of_odes_and_sdes_and_classes_share_budgets_and_noise(fmlightning, fit, tmp_path):
+    run = fit("toy/moons", *SMALL, "--model.source=Gaussian")
+    spec = '{"class_path": "SDESolver", "init_args": {"num_steps": 5, "method": "euler_maruyama"}}'
+    options = (f"--solvers=[heun2, euler_maruyama, stochastic_heun, {spec}]", "--nfe=8")
+    records = evaluated(fmlightning, run, *options, "--reference=1e-4")
+    assert [(r["method"], r["budget"], r["nfe"]) for r in records] == [
+        ("heun2", "4 steps", 8), ("euler_maruyama", "8 steps", 8), ("stochastic_heun", "4 steps", 8),
+        ("euler_maruyama", "5 steps", 5),
+    ]  # fmt: skip
+    assert ["solver_error" in r["metrics"] for r in records] == [True, False, False, False]
+    directions = records[0]["higher_is_better"]
+    assert directions["w2"] is directions["solver_error"] is False
+    assert directions["straightness"] is None
+    out = tmp_path / "samples"
+    status, shown = fmlightning(
+        "sample", run, "--n=100", f"--out={out}", "--solver=SDESolver", "--solver.num_steps=4", "--batch_size=30"
+    )  # fmt: skip
+    assert status == 0, shown
+    held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
+    x = torch.from_numpy(np.load(out / "samples.npz")["x"])
+    assert records[2]["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-5)
+
+
+def test_another_path_leads_to_the_same_samples_and_is_a_cell_of_its_own(
+    fmlightning, run, tmp_path
+):
+    """Along any path the flow has one end for each start: only the solver's error differs."""
+    tight = ("--solver.method=dopri5", "--solver.rtol=1e-6", "--solver.atol=1e-6")
+    ends = []
+    for number, path in enumerate(((), ("--path=Trigonometric",))):
+        out = tmp_path / str(number)
+        status, shown = fmlightning("sample", run, "--n=50", f"--out={out}", *tight, *path)
+        assert status == 0, shown
+        assert ("floor, the ratio of data to noise" in shown) == bool(path)
+        ends.append(np.load(out / "samples.npz")["x"])
+    assert abs(ends[0] - ends[1]).max() < 1e-3
+    options = ("--solvers=euler", "--nfe=4")
+    (own,) = evaluated(fmlightning, run, *options)
+    (other,) = evaluated(fmlightning, run, *options, "--path=Trigonometric")
+    assert own["metrics"]["w2"] != other["metrics"]["w2"]
+    assert other["path"] == "Trigonometric()"
+
+
 def test_guidance_is_an_axis(fmlightning, fit):
     run = fit(
         "images/digits", "--trainer.max_steps=2", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.class_dropout_prob=0.1",
     )  # fmt: skip
     metrics = '--metrics=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
-    records = evaluated(fmlightning, run, metrics, "--solvers=euler", "--nfe=2", "--guidance=1,3")
+    records = evaluated(
+        fmlightning, run, metrics, "--solvers=euler", "--nfe=2", "--guidance.scale=1,3"
+    )
     assert [r["guidance"]["scale"] for r in records] == [1, 3]
     assert [r["label"] for r in records] == ["euler", "euler, w = 3"]
     assert records[0]["metrics"] != records[1]["metrics"]
@@ -119,7 +164,7 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
 ):
     weaker = fit("toy/moons", *SMALL, "--trainer.max_steps=3", name="weaker")
     options = ("--solvers=euler", "--nfe=4")
-    by = (*options, f"--weaker={weaker}", "--guidance=1,2")
+    by = (*options, f"--guidance.guide_model={weaker}", "--guidance.scale=1,2")
     (own,) = evaluated(fmlightning, run, *options)
     alone, guided = evaluated(fmlightning, run, *by)
     assert alone == own  # w = 1 is the run itself, and its cell is there already
@@ -127,7 +172,7 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
     out = tmp_path / "samples"
     status, shown = fmlightning(
         "sample", run, "--n=100", f"--out={out}", "--solver.method=euler", "--solver.num_steps=4",
-        f"--guidance.weaker={weaker}", "--guidance.scale=2",
+        f"--guidance.guide_model={weaker}", "--guidance.scale=2",
     )  # fmt: skip
     assert status == 0, shown
     held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
@@ -152,20 +197,20 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
 
 
 def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning, fit, run):
-    status, shown = fmlightning("evaluate", run, METRICS, f"--weaker={run}")
+    status, shown = fmlightning("evaluate", run, METRICS, f"--guidance.guide_model={run}")
     assert status == 2
-    assert "does nothing at --guidance 1: add --guidance 1,2" in shown
+    assert "does nothing at --guidance.scale 1: add --guidance.scale 1,2" in shown
     digits = fit(
         "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
         name="digits",
     )  # fmt: skip
     for argv in (
-        ("evaluate", run, METRICS, f"--weaker={digits}", "--guidance=2"),
-        ("sample", run, f"--guidance.weaker={digits}", "--guidance.scale=2"),
+        ("evaluate", run, METRICS, f"--guidance.guide_model={digits}", "--guidance.scale=2"),
+        ("sample", run, f"--guidance.guide_model={digits}", "--guidance.scale=2"),
     ):
         status, shown = fmlightning(*argv)
         assert status == 2
-        assert f"weaker {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
+        assert f"guide_model {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
 
 
 LIKELIHOOD = """--metrics=[{"class_path": "NegativeLogLikelihood", "init_args": {
@@ -179,7 +224,7 @@ def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
         "--model.class_dropout_prob=0.2", "--model.optimizer.lr=0.01",
     )  # fmt: skip
     records = evaluated(
-        fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance=1,3"
+        fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance.scale=1,3"
     )
     found = {(r["nfe"], r["guidance"]["scale"]): r["metrics"]["nll"] for r in records}
     assert found[1, 1] == found[2, 1]  # whatever the solver of the samples
@@ -221,7 +266,8 @@ def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightni
 
 
 @pytest.mark.parametrize(
-    "option", ["--guidance.weaker=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"]
+    "option",
+    ["--guidance.guide_model=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"],
 )
 def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option):
     out = tmp_path / "out"
@@ -240,9 +286,12 @@ def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option)
     [
         (("--solvers=heun",), "--solvers heun: choose from euler"),
         (("--solvers=rk4", "--nfe=3"), "pays for no step of rk4"),
-        (("--guidance=2",), "needs a model with labels"),
-        (("--guidance.weaker=runs/a",), "a weaker run is --weaker RUN"),
-        (("--weaker=nowhere", "--guidance=2"), "nowhere is not a run directory"),
+        (("--guidance.scale=2",), "needs a model with labels"),
+        (("--guidance=1,2",), "scales are --guidance.scale 1,2"),
+        (
+            ("--guidance.guide_model=nowhere", "--guidance.scale=2"),
+            "nowhere is not a run directory",
+        ),
         (("--nfe=5,,6",), "--nfe"),
         (("--tolerances=-1", "--solvers=dopri5"), "rtol=-1"),
     ],

@@ -95,7 +95,7 @@ BAD = {
     "nfe too small": ({"evaluate": {"solvers": ["rk4"], "nfe": [3]}}, "evaluate: --nfe [3] pays for no step of rk4"),
     "grid": ({"evaluate": {"solvers": ["euler"], "grids": ["Grid"]}}, "evaluate: --grids Grid"),
     "ema": ({"evaluate": {"ema": ["both"]}}, "evaluate: argument --ema: both must be true or false"),
-    "guidance without labels": ({"evaluate": {"guidance": [1, 2]}}, "evaluate.guidance: [1.0, 2.0] needs a model"),
+    "guidance without labels": ({"evaluate": {"guidance.scale": [1, 2]}}, "evaluate.guidance.scale: [1.0, 2.0] needs"),
     "no metric": ({"set": {"evaluation.metrics": []}, "evaluate": {"nfe": [4]}}, "evaluate: there is no metric"),
     "too few samples": ({"evaluate": {"metrics": [GREEDY]}}, "evaluate: evaluation.metrics: Wasserstein needs subsets"),
 }  # fmt: skip
