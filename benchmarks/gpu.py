@@ -46,7 +46,7 @@ CONFIG = "configs/papers/cifar10_unet_torchcfm.yaml"
 COMMAND = (
     "fit", f"--config={CONFIG}", "--data=PhotosData", "--data.labelled=false", "--model.scheduler=null",
     "--trainer.gradient_clip_val=null", "--wandb.mode=disabled", "--samples.at_end=false",
-    "--trajectories.at_end=false", "--evaluation.judges=[]", "--trainer.devices=1", "--trainer.limit_val_batches=0",
+    "--trajectories.at_end=false", "--evaluation.metrics=[]", "--trainer.devices=1", "--trainer.limit_val_batches=0",
 )  # fmt: skip
 DECAY, MIDPOINT_STEPS = 0.9999, 10
 

@@ -151,7 +151,7 @@ CASES = {
     ),
 }
 COMMON = (
-    "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.judges=[]",
+    "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.metrics=[]",
     "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.limit_val_batches=0", "--checkpoints.save_top_k=-1",
     "--trainer.gradient_clip_val=null", "--model.scheduler={class_path: Cosine, init_args: {warmup_steps: 0}}",
 )  # fmt: skip

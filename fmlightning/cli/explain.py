@@ -17,7 +17,7 @@ from torch import nn
 
 from fmlightning.cli.allowed import REFUSED
 from fmlightning.cli.jsonargparse_internals import all_actions, type_of
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import FlowMetric
 from fmlightning.runs.legacy import ARGUMENTS, CLASSES, renamed
 
 UNKNOWN = "unknown option"
@@ -186,8 +186,8 @@ def known_classes(kind: Any) -> list[str]:
     kinds = list(classes(kind))
     found = {c for each in kinds for c in subclasses(each) if ours(c)}
     found -= {torch.optim.Optimizer, torch.optim.SparseAdam}
-    if Judge not in kinds:  # metrics are modules, and no networks
-        found = {c for c in found if not issubclass(c, Judge)}
+    if FlowMetric not in kinds:  # metrics are modules, and no networks
+        found = {c for c in found if not issubclass(c, FlowMetric)}
     return sorted(c.__name__ for c in found)
 
 
@@ -211,7 +211,9 @@ def subclasses(kind: type) -> Iterator[type]:
 
 def ours(kind: type) -> bool:
     """Test whether a class can be built and is worth naming."""
-    if issubclass(kind, nn.Module) and not issubclass(kind, Judge):  # of all modules, the networks
+    if issubclass(kind, nn.Module) and not issubclass(
+        kind, FlowMetric
+    ):  # of all modules, the networks
         inside = kind.__module__.startswith("fmlightning.nets.")
         return inside and {"x", "t", "y"} <= inspect.signature(kind.forward).parameters.keys()
     named = kind.__module__.startswith(("fmlightning.", "torch.optim."))

@@ -221,7 +221,7 @@ class FlowCLI(LightningCLI):
         evaluation = self._get(self.config_init, "evaluation")
         evaluation.check(self.datamodule)
         self._get(self.config_init, "checkpoints").check(
-            scores=bool(evaluation.judges and evaluation.every_n_steps),
+            scores=bool(evaluation.metrics and evaluation.every_n_steps),
             callbacks=bool(self.options.trainer.callbacks),
         )
         if self.trainer.is_global_zero:

@@ -29,6 +29,7 @@ class TrainedFlow:
         class_dropout_prob: how often labels were hidden in training.
         event_shape: the shape of one sample.
         num_classes: number of labels, 0 for none.
+        class_counts: samples of the reference in each class; None where an older checkpoint does not hold them.
         num_bins: how many values a pixel of an image has, or None.
         seed: of the run.
         paired: whether samples start from x0 of the data; `source` then has none until it is given.
@@ -48,6 +49,7 @@ class TrainedFlow:
     paired: bool = False
     latent: bool = False
     weaker: NetworkField | None = None
+    class_counts: tuple[int, ...] | None = None
 
     def guided(self, guidance: Guidance) -> TrainedField:
         """The field under guidance, classifier-free or by the weaker one.
@@ -106,6 +108,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         model.seed,
         flow.get("paired", False),
         flow.get("latent", False),
+        class_counts=tuple(flow["class_counts"]) if "class_counts" in flow else None,
     )
 
 

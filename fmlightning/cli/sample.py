@@ -1,8 +1,10 @@
 """`fmlightning sample RUN`: samples of a trained run, as a picture and as numbers."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,25 @@ from fmlightning.cli.device import as_asked, pick_device
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
+from fmlightning.cli.sampling_options import (
+    add_flag,
+    add_guide_model,
+    add_path,
+    described,
+    given,
+    guided,
+    require_guidance_use,
+    require_solver_use,
+    set_own,
+)
 from fmlightning.data.module import FlowData
 from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
 from fmlightning.flow.precision import Precision
-from fmlightning.flow.solvers.ode import Method, ODESolver
 from fmlightning.flow.solvers.sampling import sample
-from fmlightning.flow.solvers.solver import TrainedField
+from fmlightning.flow.solvers.solution import Solution
+from fmlightning.flow.solvers.solver import Solver, TrainedField
+from fmlightning.metrics.evaluator import Evaluator, as_it_is
 from fmlightning.metrics.figures import plane, restored, tile
 from fmlightning.runs.directory import Run
 
@@ -37,13 +52,15 @@ def main(argv: list[str]) -> int:
     with quiet():
         flow = load_flow(options.run, ema=options.ema)
         data = data_of(flow, options)
-        require_use(flow, options)
-        if options.guidance.weaker:
-            flow = away_from(flow, options.guidance.weaker, options.ema, "--guidance.weaker")
+        require_guidance_use(flow, options.guidance, given(argv, "guidance"))
+        if weaker := options.guidance.pop("guide_model"):
+            flow = away_from(flow, weaker, options.ema, "--guidance.guide_model")
     if flow.paired and data is not None:
         flow = replace(flow, source=data.source_points)
-    solver = override(flow.solver, options)
-    guided(flow, options)  # refuses what the run was not trained for, before anything is written
+    made = parser_of(argv).instantiate(options)
+    solver, guidance, path = made.solver, made.guidance, made.path
+    require_solver_use(solver, given(argv, "solver"))
+    field = guided(flow, guidance, path)  # refuses what does not fit, before anything is written
     folder = Path(options.out) if options.out else Run.open(options.run).path / "samples"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file: name a folder")
@@ -52,18 +69,18 @@ def main(argv: list[str]) -> int:
             f"{folder / 'samples.npz'} exists: choose another folder with --out, or add --overwrite"
         )
     index = torch.arange(options.first, options.first + options.n)
-    labels = chosen_labels(flow, index, options.label)
-    if flow.paired and data is not None:
-        labels = data.labels(index)
+    labels = labels_of(flow, data, options)
     size = min(options.batch_size, options.n)
     device = pick_device(options.device)
     flow = as_asked(flow, options.precision, options.compile, device, size)
-    x, nfe = draw(flow, guided(flow, options), solver, index, labels, options, data)
-    files = write(folder, flow, x, index, labels)
+    x, nfe = draw(flow, guided(flow, guidance, path), solver, index, labels, options, data)
+    files = write(folder, flow, x, index, labels(index))
     if flow.paired and data is not None and x.ndim == 4:
         rows = index[:100] % len(data.held_out["x1"])
         x0, x1 = (data.held_out[name][rows] for name in ("x0", "x1"))
         restored(x0, x[:100], x1).savefig(folder / "samples.png", dpi=130)
+    if path is not None:
+        print(described(field))
     failed = index[~x.flatten(1).isfinite().all(1)]
     if len(failed):
         print(
@@ -71,7 +88,7 @@ def main(argv: list[str]) -> int:
         )
     print(
         f"{options.n} samples: {' and '.join(map(str, files))}\n"
-        f"{solver.method}, NFE {nfe} at batch size {size}"
+        f"{solver.name}, NFE {nfe} at batch size {size}"
     )
     return 0
 
@@ -92,6 +109,11 @@ def data_of(flow: TrainedFlow, options: Any) -> FlowData | None:
 
 
 def parse(argv: list[str]) -> Any:
+    """The options, with the solver and the guidance of the run for their defaults."""
+    return parser_of(argv).parse_args(argv)
+
+
+def parser_of(argv: list[str]) -> FlowParser:
     parser = FlowParser(
         prog="fmlightning sample",
         usage="%(prog)s RUN [--OPTION VALUE ...]",
@@ -116,7 +138,13 @@ def parse(argv: list[str]) -> Any:
         "--label",
         type=NonNegativeInt | None,
         default=None,
-        help="One class; by default all in turn.",
+        help="One class; by default all.",
+    )
+    parser.add_argument(
+        "--labels",
+        type=LabelOrder | None,
+        default=None,
+        help="reference, as frequent as in the training data (the default), or balanced, each class in turn.",
     )
     parser.add_argument(
         "--ema", type=bool, default=True, help="Averaged weights rather than raw ones."
@@ -126,106 +154,36 @@ def parse(argv: list[str]) -> Any:
         "--precision", type=Precision | None, default=None,
         help="Of the network alone: fp64, fp32, bf16 or fp16; time and samples keep theirs. By default the run's.",
     )  # fmt: skip
+    add_flag(parser, "--compile", "Compile the network, and measure what that brings.")
+    add_flag(parser, "--overwrite", "Replace samples that exist.")
     parser.add_argument(
-        "--compile", type=bool, default=False, help="Compile the network, and say what that brings."
+        "--solver", type=Solver, help="ODESolver, SDESolver, ...; by default the run's own."
     )
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace samples that exist.")
-    parser.add_class_arguments(Solver, "solver", help="Changes to the run's own solver.")
-    parser.add_class_arguments(Guide, "guidance", help="Changes to the run's own guidance.")
-    return parser.parse_args(argv)
+    parser.add_class_arguments(Guidance, "guidance", help="By default the run's own.")
+    add_guide_model(parser)
+    add_path(parser)
+    set_own(parser, argv, "solver", *(f.name for f in fields(Guidance)))
+    return parser
 
 
-class Solver:
-    """Changes to the run's own solver.
-
-    Args:
-        method: euler, midpoint, heun2, rk4, dpmpp_2m, dopri5, ...; null keeps the run's, as everywhere below.
-        num_steps: intervals of a fixed-step method.
-        rtol: relative tolerance of an adaptive method.
-        atol: absolute tolerance of an adaptive method.
-        failed: raise, or nan, which keeps the other samples where some cannot be integrated.
-        lower_order_final: whether the last step of dpmpp_2m is of order one.
-    """
-
-    def __init__(
-        self,
-        method: Method | None = None,
-        num_steps: int | None = None,
-        rtol: float | None = None,
-        atol: float | None = None,
-        failed: Literal["raise", "nan"] | None = None,
-        lower_order_final: bool | None = None,
-    ) -> None:
-        """A bundle of options, read as they are."""
-
-
-class Guide:
-    """Changes to the run's own guidance.
-
-    Args:
-        scale: 1 is none, more pushes samples towards their labels; null keeps the run's, as everywhere below.
-        interval: the times between which it acts.
-        rescale: the rescaled form of CFG-Zero*.
-        zero_until: the time up to which the velocity is zero; CFG-Zero* takes 0.04.
-        weaker: a run of the same path, trained less or smaller, to be guided away from: autoguidance.
-    """
-
-    def __init__(
-        self,
-        scale: float | None = None,
-        interval: tuple[float, float] | None = None,
-        rescale: bool | None = None,
-        zero_until: float | None = None,
-        weaker: str | None = None,
-    ) -> None:
-        """A bundle of options, read as they are."""
-
-
-def guided(flow: TrainedFlow, options: Any) -> TrainedField:
-    """The field that samples follow."""
-    given = options.guidance.as_dict().items()
-    changes = {k: v for k, v in given if v is not None and k != "weaker"}
-    guidance: Guidance = replace(flow.guidance, **changes)
-    return flow.guided(guidance)
-
-
-def require_use(flow: TrainedFlow, options: Any) -> None:
-    """Refuse options that would do nothing, as the scale is 1 and was not said to be."""
-    if options.guidance.scale is not None or flow.guidance.scale != 1:
-        return
-    for name in ("weaker", "rescale", "interval"):
-        if value := getattr(options.guidance, name):
-            raise ValueError(
-                f"guidance.{name}={value} does nothing at guidance.scale=1: add --guidance.scale 2"
-            )
-
-
-def override(solver: ODESolver, options: Any) -> ODESolver:
-    """The run's solver with what the command line changes.
+def labels_of(
+    flow: TrainedFlow, data: FlowData | None, options: Any
+) -> Callable[[Tensor], Tensor | None]:
+    """The class of each sample number: as frequent as in the reference, in turn, one, or that of a given x0.
 
     Raises:
-        ValueError: it changes what the method does not have.
+        ValueError: the run does not have the class, or has no choice of labels.
     """
-    changes = {k: v for k, v in options.solver.as_dict().items() if v is not None}
-    changed = replace(solver, **changes)
-    idle = {"rtol", "atol"} if changed.fixed else {"num_steps"}
-    if changed.method == "implicit_adams":  # which iterates to a tolerance in each of its steps
-        idle.clear()
-    if changed.method != "dpmpp_2m":
-        idle.add("lower_order_final")
-    for name in sorted(changes.keys() & idle):
-        other = {"num_steps": "heun2", "lower_order_final": "dpmpp_2m"}.get(name, "dopri5")
-        raise ValueError(
-            f"solver.{name}={changes[name]} does nothing with the method {changed.method}: leave it out, or add "
-            f"--solver.method {other}"
-        )
-    return changed
-
-
-def chosen_labels(flow: TrainedFlow, index: Tensor, label: int | None) -> Tensor | None:
-    """The class of each sample: all in turn, or one."""
+    label, order = options.label, options.labels
+    if order and (flow.paired or not flow.num_classes or label is not None):
+        reason = "samples of this run have the labels of the held-out x0 they start from"
+        reason = reason if flow.paired else "this run is not conditional"
+        reason = f"--label {label} is the label of all samples" if label is not None else reason
+        raise ValueError(f"--labels {order} does nothing: {reason}; leave it out")
+    if flow.paired and data is not None:
+        return data.labels
     if label is None:
-        return index % flow.num_classes if flow.num_classes else None
+        return class_labels(flow, order or "reference")
     if label >= flow.num_classes:
         known = (
             f"0 to {flow.num_classes - 1}"
@@ -233,32 +191,61 @@ def chosen_labels(flow: TrainedFlow, index: Tensor, label: int | None) -> Tensor
             else "none: the run is not conditional"
         )
         raise ValueError(f"--label {label} is not a class of this run; its classes are {known}")
-    return torch.full_like(index, label)
+    return lambda index: torch.full_like(index, label)
+
+
+def class_labels(flow: TrainedFlow, order: LabelOrder) -> Callable[[Tensor], Tensor | None]:
+    """All classes: as frequent as in the reference, or in turn."""
+    if not flow.num_classes:
+        return lambda index: None
+    if order == "balanced":
+        return partial(balanced_labels, num_classes=flow.num_classes)
+    if flow.class_counts is None:
+        print(
+            "note: this checkpoint is of an earlier version and does not hold how frequent its classes are: samples "
+            "take them in turn, as with --labels balanced"
+        )
+        return partial(balanced_labels, num_classes=flow.num_classes)
+    return partial(reference_labels, counts=flow.class_counts)
 
 
 def draw(
     flow: TrainedFlow,
     field: TrainedField,
-    solver: ODESolver,
+    solver: Solver,
     index: Tensor,
-    labels: Tensor | None,
+    labels: Callable[[Tensor], Tensor | None],
     options: Any,
     data: FlowData | None = None,
 ) -> tuple[Tensor, int]:
     """The samples, decoded where they are latents, and the largest NFE of a batch."""
     device = pick_device(options.device)
     field, seed = field.to(device), flow.seed if options.seed is None else options.seed  # type: ignore[attr-defined]
+
+    def solve(index: Tensor, y: Tensor | None) -> Solution:
+        return sample(field, flow.source, solver, index, flow.event_shape, seed=seed, y=y)
+
+    decode = as_it_is if data is None else data.decode
+    evaluator = Evaluator(solve, device, options.batch_size, labels, decode)
     parts, nfe = [], 0
     with Progress() as progress:
         task = progress.add_task("sampling", total=len(index))
-        for rows in torch.arange(len(index)).split(options.batch_size):
-            y = None if labels is None else labels[rows].to(device)
-            numbers = index[rows].to(device)
-            solution = sample(field, flow.source, solver, numbers, flow.event_shape, seed=seed, y=y)
-            parts.append((solution.x if data is None else data.decode(solution.x)).cpu())
-            nfe = max(nfe, solution.nfe)
-            progress.advance(task, len(rows))
+        for block, _ in evaluator.blocks(index):
+            assert block.solution is not None
+            parts.append(block.x.cpu())
+            nfe = max(nfe, block.solution.nfe)
+            progress.advance(task, len(block.x))
     return torch.cat(parts), nfe
+
+
+def by_class(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Images in rows with a column for each class, white where a class has no more; at most 20 rows."""
+    columns = [x[y == k][:20] for k in range(num_classes)]
+    rows = max(len(column) for column in columns)
+    shown = torch.full((rows, num_classes, *x.shape[1:]), 1.0)
+    for k, column in enumerate(columns):
+        shown[: len(column), k] = column
+    return shown.flatten(0, 1)
 
 
 def write(
@@ -273,7 +260,11 @@ def write(
     np.savez(numbers, **arrays)
     if x.ndim == 4:
         columns = flow.num_classes if 1 < flow.num_classes <= 20 else min(10, len(x))
-        pixels = (tile(x[: 20 * columns], columns) * 255).round().astype(np.uint8)
+        several = labels is not None and columns == flow.num_classes and len(labels.unique()) > 1
+        shown = (
+            by_class(x, labels, columns) if several and labels is not None else x[: 20 * columns]
+        )
+        pixels = (tile(shown, columns) * 255).round().astype(np.uint8)
         scale = max(1, 640 // pixels.shape[1])
         picture = Image.fromarray(pixels)
         picture.resize(

@@ -10,11 +10,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
 from fmlightning.flow.keys import Key
+from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
+from fmlightning.flow.shapes import Labels
 from fmlightning.flow.sources import PairedSource
 
 
@@ -108,12 +111,27 @@ class FlowData(LightningDataModule):
         """All training samples, each as one fixed point."""
         return self.eval_samples("reference")
 
-    def labels(self, index: Tensor) -> Tensor | None:
-        """The classes to generate for sample numbers: each in turn, or None without classes."""
+    def labels(self, index: Tensor, order: LabelOrder = "balanced") -> Tensor | None:
+        """The classes to generate for sample numbers, or None without classes; for a given x0, its own."""
         if self.paired:
             y = self.held_out.get("y")
             return None if y is None else y.to(index.device)[index % len(y)]
-        return index % self.num_classes if self.num_classes else None
+        if not self.num_classes:
+            return None
+        if order == "balanced":
+            return balanced_labels(index, self.num_classes)
+        return reference_labels(index, self.class_counts)
+
+    @cached_property
+    def class_counts(self) -> tuple[int, ...]:
+        """Samples of the reference in each class; empty without classes, or where samples have those of their x0."""
+        if not self.num_classes or self.paired:
+            return ()
+        return tuple(torch.bincount(self.all_labels(), minlength=self.num_classes).tolist())
+
+    def all_labels(self) -> Labels:
+        """The classes of the reference, (N,)."""
+        return self.eval_samples("reference")["y"].cpu()
 
     @cached_property
     def held_out(self) -> Batch:

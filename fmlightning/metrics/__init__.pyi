@@ -5,6 +5,8 @@ from .features.knn_accuracy import KNNAccuracy as KNNAccuracy
 from .features.precision_recall import PrecisionRecall as PrecisionRecall
 from .features.textures import Textures as Textures
 from .likelihood import NegativeLogLikelihood as NegativeLogLikelihood
-from .metric import Judge as Judge
+from .metric import FlowMetric as FlowMetric
+from .metric import ModelMetric as ModelMetric
+from .metric import SampleMetric as SampleMetric
 from .path_energy import PathEnergy as PathEnergy
 from .transport import Wasserstein as Wasserstein

@@ -19,10 +19,10 @@ from fmlightning.flow.shapes import Labels, PerSample, Points
 from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
 from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import ModelMetric, by_name
 
 
-class NegativeLogLikelihood(Judge):
+class NegativeLogLikelihood(ModelMetric):
     """`nll` of held-out data in nats, and `bits_per_dimension` of images.
 
     Beside it `nll_difference`, the most that a tenth of the tolerances changed for one sample, and for data with
@@ -39,7 +39,7 @@ class NegativeLogLikelihood(Judge):
         divergence: exact, D backward passes an evaluation, or hutchinson, one.
     """
 
-    num_samples = 0
+    higher_is_better = by_name(nll=False, bits_per_dimension=False, kl=False, nll_difference=None)
     values: list[Tensor]
 
     def __init__(
@@ -72,23 +72,28 @@ class NegativeLogLikelihood(Judge):
         self.labels = labels[1][: self.size] if labels else None
         self.num_bins = num_bins
 
-    def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
-        """Take what `score` says of some points, (B, 3): no samples are generated for this judge."""
-        self.values.append(x)
+    def update(self, values: Tensor) -> None:
+        """Take the numbers that `score` gives for some points, (B, 3)."""
+        self.values.append(values)
 
-    def look(
-        self, field: TrainedField, source: Source, law: Source | None, rank: int, world_size: int
+    def evaluate_model(
+        self,
+        field: TrainedField,
+        source: Source,
+        distribution: Source | None,
+        rank: int,
+        world_size: int,
     ) -> None:
         size = min(self.batch_size, -(-len(self.held_out) // world_size))  # some for each process
         blocks = torch.arange(len(self.held_out), device=self.device).split(size)
         for block in blocks[rank::world_size]:
-            self.update(self.score(field, source, law, block), block)
+            self.update(self.score(field, source, distribution, block))
         if rank >= len(blocks):  # a process with no share must still say so
             nothing = torch.zeros(0, 3, dtype=torch.float64, device=self.device)
-            self.update(nothing, blocks[0][:0])
+            self.update(nothing)
 
     def score(
-        self, field: TrainedField, source: Source, law: Source | None, index: Tensor
+        self, field: TrainedField, source: Source, distribution: Source | None, index: Tensor
     ) -> Tensor:
         """log p_1, what the finer solver changed and log q (nan if unknown) of some points, (B, 3)."""
         # float32 would not bear a tenth of the tolerances
@@ -102,7 +107,7 @@ class NegativeLogLikelihood(Judge):
         found = likelihood(
             field.given(y), x1, source, field.path, self.solver, t_range=field.t_range, probe=probe
         )  # fmt: skip
-        return torch.stack((found.log_prob, found.difference, known_log_prob(law, x1)), 1)
+        return torch.stack((found.log_prob, found.difference, known_log_prob(distribution, x1)), 1)
 
     def compute(self) -> dict[str, float]:
         log_p, difference, log_q = self.state_tensors("values").unbind(1)
@@ -134,12 +139,12 @@ def divergence_scores(log_p: PerSample, log_q: PerSample) -> dict[str, float]:
     }
 
 
-def known_log_prob(law: Source | None, x: Points) -> PerSample:
-    """The log-density of the data's own law, or nan where it is not known."""
+def known_log_prob(distribution: Source | None, x: Points) -> PerSample:
+    """The log-density of the data's own distribution, or nan where it is not known."""
     unknown = torch.full_like(x.flatten(1)[:, 0], float("nan"))
-    if law is None:
+    if distribution is None:
         return unknown
     try:
-        return law.log_prob(x)
+        return distribution.log_prob(x)
     except ValueError:
         return unknown

@@ -20,14 +20,14 @@ from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample, source_points
 from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import ModelMetric, by_name
 from fmlightning.metrics.straightness import Straightness
 from fmlightning.metrics.transport import wasserstein2
 
 SEED = 0
 
 
-class PathEnergy(Judge):
+class PathEnergy(ModelMetric):
     """The energy E of (1) as `energy`, W2(p0, q)^2 as `w2_squared` with its standard error, and `npe`.
 
     They are of the field, whatever solver samples are drawn with.
@@ -38,7 +38,7 @@ class PathEnergy(Judge):
         num_steps: steps of Euler's method, whose energy sum_k |v_k|^2 h is exact at its own points.
     """
 
-    num_samples = 0
+    higher_is_better = by_name(energy=None, w2_squared=None, npe=False)
 
     def __init__(self, subsets: int = 4, size: int = 2048, num_steps: int = 100) -> None:
         super().__init__()
@@ -64,16 +64,21 @@ class PathEnergy(Judge):
     def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         if len(held_out) < self.subsets * self.size:
             raise ValueError(
-                f"evaluation.judges: PathEnergy needs subsets x size = {self.subsets * self.size} real samples and the "
-                f"data has {len(held_out)}; choose fewer or a larger data.test_size"
+                f"evaluation.metrics: PathEnergy needs subsets x size = {self.subsets * self.size} real samples and "
+                f"the data has {len(held_out)}; choose fewer or a larger data.test_size"
             )
 
-    def look(
-        self, field: TrainedField, source: Source, law: Source | None, rank: int, world_size: int
+    def evaluate_model(
+        self,
+        field: TrainedField,
+        source: Source,
+        distribution: Source | None,
+        rank: int,
+        world_size: int,
     ) -> None:
         index = torch.arange(len(self.held_out), device=self.device)
         for block in index.split(self.size)[rank::world_size]:
-            self.update(self.trajectories(field, source, block), block)
+            self.update(self.trajectories(field, source, block))
         x0 = source_points(source, SEED, index, self.held_out.shape[1:]).cpu()
         pairs = zip(x0.split(self.size), self.held_out.cpu().split(self.size), strict=True)
         self.squares = torch.tensor([wasserstein2(a, b) ** 2 for a, b in pairs])
@@ -88,9 +93,9 @@ class PathEnergy(Judge):
         self.times = solution.times
         return solution.states.transpose(0, 1)
 
-    def update(self, x: Tensor, index: Labels, y: Labels | None = None) -> None:
-        """Take trajectories, (B, K, *S): no samples are generated for this judge."""
-        self.straightness.update(x.transpose(0, 1), self.times)
+    def update(self, states: Tensor) -> None:
+        """Take trajectories, (B, K, *S)."""
+        self.straightness.update(states.transpose(0, 1), self.times)
 
     def compute(self) -> dict[str, float]:
         energy, square = self.straightness.compute()["path_energy"], float(self.squares.mean())

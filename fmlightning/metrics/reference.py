@@ -1,4 +1,4 @@
-"""The real samples that judges compare with: read in blocks, or whole by judges that need them so."""
+"""Real samples that metrics compare with: read in blocks, or whole by metrics that need them so."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ class ReferenceData(Protocol):
 
     Batches are `{"x1": (B, *S), "y": (B,)?}`.
     """
+
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
 
     @property
     def num_classes(self) -> int: ...
@@ -38,6 +41,21 @@ class ReferenceData(Protocol):
         """This process's share of a split in blocks, with the `index` of each sample."""
 
 
+class SampledData(Protocol):
+    """The data of a flow, as far as its evaluation needs them; every `FlowData` is one."""
+
+    @property
+    def pixel_data(self) -> ReferenceData:
+        """The data that generated samples are compared with, after decoding."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one sample of the flow."""
+
+    @property
+    def num_bins(self) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class ReferenceSamples:
     """Real samples that every process holds whole.
@@ -54,6 +72,10 @@ class ReferenceSamples:
     labels: tuple[Labels, Labels] | None = None
     num_bins: int | None = None
     fingerprint: str | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.reference.shape[1:])
 
     @property
     def num_classes(self) -> int:

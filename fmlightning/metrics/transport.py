@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.flow.shapes import Labels, Points
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import SampleMetric, by_name
 
 
 def wasserstein2(x: Points, y: Points) -> float:
@@ -23,7 +23,7 @@ def wasserstein2(x: Points, y: Points) -> float:
     return float(ot.emd2(a, b, cost, numItermax=2_000_000)) ** 0.5
 
 
-class Wasserstein(Judge):
+class Wasserstein(SampleMetric):
     """The 2-Wasserstein distance to the data: `w2`, its spread over subsets `w2_std`, and the floor.
 
     Args:
@@ -31,6 +31,7 @@ class Wasserstein(Judge):
         size: samples in each.
     """
 
+    higher_is_better = by_name(w2=False)
     samples: list[Tensor]
     numbers: list[Tensor]
 
@@ -58,7 +59,7 @@ class Wasserstein(Judge):
     def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         if len(held_out) < self.num_samples:
             raise ValueError(
-                f"evaluation.judges: Wasserstein needs subsets x size = {self.num_samples} real samples and the data "
+                f"evaluation.metrics: Wasserstein needs subsets x size = {self.num_samples} real samples and the data "
                 f"has {len(held_out)}; choose fewer or a larger data.test_size"
             )
 

@@ -74,6 +74,7 @@ class FlowMatching(LightningModule):
     num_classes: int
     num_bins: int | None
     batch_size: int
+    class_counts: tuple[int, ...]
     latent: bool
 
     def __init__(
@@ -180,6 +181,7 @@ class FlowMatching(LightningModule):
         """Take the data's shapes, and refuse what does not fit them, before any training."""
         self.event_shape, self.num_classes = data.event_shape, data.num_classes
         self.num_bins, self.batch_size = data.num_bins, data.batch_size
+        self.class_counts = data.class_counts
         self.latent = data.pixel_data.event_shape != data.event_shape
         given = self.source
         if data.paired:
@@ -308,7 +310,9 @@ class FlowMatching(LightningModule):
         checkpoint["flow"] = {
             "event_shape": list(self.event_shape),
             "num_classes": self.num_classes,
+            "class_counts": list(self.class_counts),
             "num_bins": self.num_bins,
+            "class_counts": list(self.class_counts),
             "paired": self.source.paired,
             "latent": self.latent,
         }

@@ -64,7 +64,7 @@ def test_it_is_evaluated_on_its_own_grid(fmlightning, run):
     judge = '[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 64}}]'
     status, shown = fmlightning(
         "evaluate", run, "--solvers=dpmpp_2m,euler", "--nfe=8", "--grids=LogSNRGrid",
-        f"--judges={judge}", "--precision=fp64",
+        f"--metrics={judge}", "--precision=fp64",
     )  # fmt: skip
     assert status == 0, shown
     records = json.loads((run / "evaluations" / "evaluations.json").read_text())

@@ -10,7 +10,7 @@ from fmlightning.training.ema.snapshots import read_snapshot, snapshots
 
 SMALL = (
     "toy/moons", "--model.network.width=16", "--model.network.depth=2", "--data.val_size=64", "--data.test_size=64",
-    "--data.batch_size=32", "--trainer.max_steps=40", "--trainer.limit_val_batches=0", "--evaluation.judges=[]",
+    "--data.batch_size=32", "--trainer.max_steps=40", "--trainer.limit_val_batches=0", "--evaluation.metrics=[]",
     "--checkpoints.every_n_train_steps=15", "--checkpoints.save_top_k=-1", "--ema.decay=[0.99,0.9]",
     "--ema.sigma_rel=[0.05,0.1]", "--ema.snapshots=8", "--model.solver={method: euler, num_steps: 2}",
 )  # fmt: skip

@@ -12,7 +12,7 @@ import fmlightning as package
 from fmlightning.runs.directory import Run
 from fmlightning.runs.weights import read_weights
 
-SMALL = ("--trainer.max_steps=4", "--data.val_size=64", "--evaluation.judges=[]")
+SMALL = ("--trainer.max_steps=4", "--data.val_size=64", "--evaluation.metrics=[]")
 
 
 @pytest.fixture

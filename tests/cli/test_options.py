@@ -58,7 +58,7 @@ REFUSED = {
     "rate": ([*MOONS, "--model.optimizer.lr=-1"], ["learning rate", "-1.0"]),
     "scheduler": ([*MOONS, "--model.scheduler=Cosin"], ["Cosin", "did you mean Cosine"]),
     "judge of more than the data": ([*MOONS, "--data.test_size=512"], ["10000", "512", "data.test_size"]),
-    "judge of images": ([*MOONS, "--evaluation.judges=[{class_path: Frechet}]"], ["Frechet", "Wasserstein"]),
+    "judge of images": ([*MOONS, "--evaluation.metrics=[{class_path: Frechet}]"], ["Frechet", "Wasserstein"]),
     "hidden labels": ([*MOONS, "--model.class_dropout_prob=0.1"], ["class_dropout_prob=0.1", "has none"]),
     "no config at all": (["fit"], ["model.network", "--config"]),
     "not a mapping": ([*MOONS, "--config=.gitignore"], [".gitignore"]),
@@ -154,12 +154,12 @@ def test_a_network_of_ones_own_by_its_import_path(fit, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["euler", "rk4"])
 def test_the_command_line_beats_what_a_checkpoint_remembers(fit, fmlightning, method):
     run = fit(
-        "toy/moons", "--trainer.max_steps=2", "--data.test_size=100", "--evaluation.judges=[]"
+        "toy/moons", "--trainer.max_steps=2", "--data.test_size=100", "--evaluation.metrics=[]"
     )
     judge = "[{class_path: Wasserstein, init_args: {subsets: 1, size: 100}}]"
     status, shown = fmlightning(
         "validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt",
-        f"--model.solver.method={method}", "--model.solver.num_steps=3", f"--evaluation.judges={judge}",
+        f"--model.solver.method={method}", "--model.solver.num_steps=3", f"--evaluation.metrics={judge}",
     )  # fmt: skip
     assert status == 0, shown
     evaluation = json.loads((run / "validate.json").read_text())
@@ -172,7 +172,7 @@ def test_one_config_goes_through_every_command(fit, fmlightning):
         "images/digits",
         "--trainer.max_steps=2",
         "--model.solver.num_steps=2",
-        "--evaluation.judges=[]",
+        "--evaluation.metrics=[]",
     )
     for name in ("validate", "test", "predict"):
         status, shown = fmlightning(name, "--ckpt_path", run)  # the run brings its config

@@ -24,7 +24,7 @@ from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 JUDGE = "[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]"
 SMALL = (
     "--trainer.max_steps=6", "--trainer.log_every_n_steps=2", "--trainer.val_check_interval=3", "--data.val_size=64",
-    "--data.test_size=100", f"--evaluation.judges={JUDGE}", "--model.network.width=16", "--model.coupling=MinibatchOT",
+    "--data.test_size=100", f"--evaluation.metrics={JUDGE}", "--model.network.width=16", "--model.coupling=MinibatchOT",
     "--data.batch_size=32", "--samples.at_end=false", "--trajectories.at_end=false", "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false", "--wandb.mode=disabled", "--trainer.devices=1",
 )  # fmt: skip

@@ -211,7 +211,7 @@ def test_report_gives_mean_and_spread_over_seeds(fit, fmlightning, tmp_path):
     judge = "[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]"
     runs = [
         fit("toy/moons", *STEPS, f"--seed_everything={s}", "--data.test_size=100", "--evaluation.at_end=true",
-            f"--evaluation.judges={judge}", name=f"s{s}")
+            f"--evaluation.metrics={judge}", name=f"s{s}")
         for s in (0, 1, 2)
     ]  # fmt: skip
     out = tmp_path / "expected.json"
@@ -266,7 +266,7 @@ def test_weights_of_another_network_are_refused(fit, fmlightning):
 
 def test_report_does_not_average_unlike_runs(fit, fmlightning, tmp_path):
     judged = ("--data.test_size=100", "--evaluation.at_end=true",
-              "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]")  # fmt: skip
+              "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]")  # fmt: skip
     a = fit("toy/moons", *STEPS, *judged, name="a")
     b = fit(
         "toy/moons", *STEPS, *judged, "--model.path=Trigonometric", "--seed_everything=1", name="b"

@@ -91,7 +91,10 @@ def test_every_level_comes_back(num_bins):
 
 
 def test_labels_are_asked_for_in_turn():
-    assert DigitsData().labels(torch.arange(12)).tolist() == [*range(10), 0, 1]
+    data = DigitsData()
+    assert data.labels(torch.arange(12)).tolist() == [*range(10), 0, 1]
+    y = data.labels(torch.arange(1297), "reference")
+    assert torch.equal(y.bincount(), data.eval_samples("reference")["y"].bincount())
     assert ToyData().labels(torch.arange(3)) is None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 TOY = (
-    "toy/moons", "--trainer.max_steps=20", "--data.test_size=100", "--data.val_size=64", "--evaluation.judges=[]",
+    "toy/moons", "--trainer.max_steps=20", "--data.test_size=100", "--data.val_size=64", "--evaluation.metrics=[]",
 )  # fmt: skip
 DIGITS = (
     "images/digits", "--trainer.max_steps=20", "--model.network.channels=8", "--model.network.head_channels=8",
@@ -24,7 +24,7 @@ FRECHET = [
 CASES = {
     # 100 samples in blocks of 40: one of two processes, or of four, gets none in its last round
     "toy": (TOY, W2, ("--solvers=euler,dopri5", "--nfe=5", "--batch_size=40")),
-    "guided": (DIGITS, FRECHET, ("--solvers=euler,heun2", "--nfe=2", "--guidance=1,3", "--batch_size=40")),
+    "guided": (DIGITS, FRECHET, ("--solvers=euler,heun2", "--nfe=2", "--guidance.scale=1,3", "--batch_size=40")),
 }  # fmt: skip
 
 
@@ -36,9 +36,16 @@ def within(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_number_of_processes_says_the_same(fit, repository, case):
-    config, judges, options = CASES[case]
+    config, metrics, options = CASES[case]
     run = fit(*config)
-    argv = ("-m", "fmlightning", "evaluate", run, "--device=cpu", f"--judges={json.dumps(judges)}")
+    argv = (
+        "-m",
+        "fmlightning",
+        "evaluate",
+        run,
+        "--device=cpu",
+        f"--metrics={json.dumps(metrics)}",
+    )
     found = {}
     for size in (1, 2, 4):
         launch = (sys.executable,) if size == 1 else (*TORCHRUN, f"--nproc-per-node={size}")

@@ -15,7 +15,7 @@ MOONS = (
     "--model.coupling=MinibatchOT", "--data.batch_size=64", "--trainer.log_every_n_steps=1",
     # blocks of 64, 64 and 3 for up to 4 processes, and two judged blocks
     "--data.val_size=131", "--data.eval_batch_size=64", "--data.test_size=101", "--evaluation.batch_size=60",
-    "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 1, size: 101}}]",
+    "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 1, size: 101}}]",
     "--model.solver={method: dopri5, rtol: 1.0e-3, atol: 1.0e-3}",
 )  # fmt: skip
 TOY = ("fit", *MOONS)
@@ -38,7 +38,7 @@ COUPLED = {
     "semidiscrete": (*TOY, "--model.coupling=SemidiscreteOT", "--data.train_size=128"),
     "c2ot": (*DIGITS, "--model.coupling=C2OT"),
 }
-FEW = ("--trainer.max_steps=6", "--trainer.val_check_interval=3", "--evaluation.judges=[]")
+FEW = ("--trainer.max_steps=6", "--trainer.val_check_interval=3", "--evaluation.metrics=[]")
 
 
 def add_runs(group, steps):

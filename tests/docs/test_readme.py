@@ -68,7 +68,7 @@ def words(line):
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_fit_commands_run(line, fmlightning, place):
-    small = ("--evaluation.judges=[]", "--data.test_size=4") if "FolderData" in line else ()
+    small = ("--evaluation.metrics=[]", "--data.test_size=4") if "FolderData" in line else ()
     status, shown = fmlightning(*words(line), *QUICK, *small)
     assert status == 0, shown
 

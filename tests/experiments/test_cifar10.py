@@ -75,7 +75,7 @@ def test_its_plan_resolves(name, resolved):
 def test_each_is_scored_as_published():
     for name in SWEEPS:
         asked = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["evaluate"]
-        frechet = asked["judges"][0]
+        frechet = asked["metrics"][0]
         assert frechet["class_path"] == "Frechet"
         assert frechet["init_args"] == {"features": "inception", "num_samples": 50_000}
         assert "dopri5" in asked["solvers"]
@@ -102,7 +102,7 @@ def test_each_cell_trains_and_is_scored_small(name, resolved, fmlightning, tmp_p
             "atol": 0.1,
         }
         status, shown = fmlightning(
-            "evaluate", folder, f"--judges={json.dumps([judge])}", "--solvers=euler", "--nfe=2", "--batch_size=2",
+            "evaluate", folder, f"--metrics={json.dumps([judge])}", "--solvers=euler", "--nfe=2", "--batch_size=2",
             "--device=cpu",
         )  # fmt: skip
         assert status == 0, shown

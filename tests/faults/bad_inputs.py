@@ -224,23 +224,24 @@ OPTIONS = {
     "law for digits": Row(
         (*DIGITS, "--data.target=Moons"), ("--data.target", "unknown option", "--data.help")
     ),
-    "judge misspelt": Row(
-        (*MOONS, "--evaluation.judges=[{class_path: Fid}]"),
-        ("--evaluation.judges Fid", "Wasserstein"),
+    "metric misspelt": Row(
+        (*MOONS, "--evaluation.metrics=[{class_path: Fid}]"),
+        ("--evaluation.metrics Fid", "Wasserstein"),
     ),
-    "judge not in a list": option("evaluation.judges=Wasserstein", "a list"),
-    "judge of nothing": Row(
-        (*MOONS, "--evaluation.judges=[{class_path: Wasserstein, init_args: {size: 0}}]"),
-        ("evaluation.judges", "size=0", "at least 1"),
+    "labels in an unknown order": option("evaluation.labels=sorted", "balanced"),
+    "metric not in a list": option("evaluation.metrics=Wasserstein", "a list"),
+    "metric of nothing": Row(
+        (*MOONS, "--evaluation.metrics=[{class_path: Wasserstein, init_args: {size: 0}}]"),
+        ("evaluation.metrics", "size=0", "at least 1"),
     ),
-    "judge of images": Row(
-        (*MOONS, "--evaluation.judges=[{class_path: Frechet}]"), ("Frechet", "Wasserstein")
+    "metric of images": Row(
+        (*MOONS, "--evaluation.metrics=[{class_path: Frechet}]"), ("Frechet", "Wasserstein")
     ),
-    "judge of labels": Row(
+    "metric of labels": Row(
         (*DIGITS, "--data.labelled=false", "--model.network.num_classes=0"),
-        ("evaluation.judges", "labelled"),
+        ("evaluation.metrics", "labelled"),
     ),
-    "judge of more than the data": option("data.test_size=512", "10000", "data.test_size"),
+    "metric of more than the data": option("data.test_size=512", "10000", "data.test_size"),
     "evaluation in blocks of 0": option("evaluation.batch_size=0", "at least 1"),
     "pictures of nothing": option("samples.num_samples=0", "at least 1"),
     "pictures every -1 steps": option("samples.every_n_steps=-1", "negative"),
@@ -370,7 +371,7 @@ CONFIGS = {
         "model: {network: {class_path: timm.Net}}\n", "timm.Net", "--allow timm"
     ),
     "class of others in a list": config(
-        "evaluation: {judges: [{class_path: mine.Judge}]}\n", "mine.Judge", "--allow mine"
+        "evaluation: {metrics: [{class_path: mine.Metric}]}\n", "mine.Metric", "--allow mine"
     ),
     "unknown section": overlay(
         "modle: {predicts: noise}\n",
@@ -506,8 +507,51 @@ RUNS = {
         "solver.rtol=0.001 does nothing",
         "dopri5",
     ),
+    "sample to a tolerance that is no option of the class": command(
+        "sample {run} --solver=SDESolver --solver.rtol=1e-3", "--solver.rtol", "unknown option"
+    ),
+    "sample by an unknown solver class": command(
+        "sample {run} --solver=ODESolvr", "--solver ODESolvr", "did you mean ODESolver?"
+    ),
+    "sample by an SDE from a source without a score": command(
+        "sample {run} --solver=SDESolver --out={tmp}/out", "not Gaussian", "ODE solver"
+    ),
+    "sample along no path": command("sample {run} --path=Linar", "--path Linar", "Linear"),
+    "sample along the path of the run": command(
+        "sample {run} --path=Linear --out={tmp}/out", "--path Linear", "leave it out"
+    ),
+    "sample along a bridge": command(
+        "sample {run} --path=SchrodingerBridge --out={tmp}/out", "SchrodingerBridge", "gamma > 0"
+    ),
+    "evaluate by an unknown method": command(
+        "evaluate {run} --solvers=heun", "--solvers heun", "euler_maruyama"
+    ),
+    "evaluate by an unknown class": command(
+        "evaluate {run} --solvers=ODESolvr", "ODESolvr", "did you mean ODESolver?"
+    ),
+    "evaluate by an SDE from a source without a score": command(
+        "evaluate {run} --solvers=stochastic_heun", "not Gaussian", "ODE solver"
+    ),
+    "evaluate guidance as a list": command(
+        "evaluate {run} --guidance=1,2", "--guidance", "--guidance.scale 1,2"
+    ),
+    "evaluate along the path of the run": command(
+        "evaluate {run} --path=Linear", "--path Linear", "leave it out"
+    ),
+    "overwrite maybe": command(
+        "sample {run} --overwrite=maybe", "--overwrite maybe", "true or false"
+    ),
     "sample a class": command(
         "sample {run} --label=3 --out={tmp}/out", "--label 3", "not conditional"
+    ),
+    "sample balanced labels that there are not": command(
+        "sample {run} --labels=balanced --out={tmp}/out", "--labels balanced", "not conditional"
+    ),
+    "sample labels in an unknown order": command(
+        "sample {run} --labels=sorted --out={tmp}/out", "--labels sorted", "balanced"
+    ),
+    "evaluate balanced labels that there are not": command(
+        "evaluate {run} --labels=balanced", "--labels balanced", "no labels"
     ),
     "sample elsewhere": command(
         "sample {run} --device=nope --out={tmp}/out", "--device nope", "not available"

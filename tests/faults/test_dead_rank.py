@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 TINY = (
     "fit", "--config", "configs/toy/moons.yaml", "--config", "configs/trainer/cpu2.yaml", "--wandb.mode=disabled",
-    "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.judges=[]", "--data.val_size=64",
+    "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.metrics=[]", "--data.val_size=64",
     "--data.test_size=64", "--trainer.max_steps=1000000", "--trainer.limit_val_batches=0",
     "--trainer.enable_progress_bar=false",
 )  # fmt: skip

@@ -78,7 +78,7 @@ COMMON = (
     "--model.solver={method: euler, num_steps: 3}",
 )  # fmt: skip
 JUDGED = (
-    "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]", "--data.test_size=100",
+    "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]", "--data.test_size=100",
     "--data.val_size=100",
 )  # fmt: skip
 RUNS = {
@@ -95,7 +95,7 @@ RUNS = {
         "images/digits", "--trainer.max_steps=16", "--trainer.log_every_n_steps=2", "--data.batch_size=100",
         "--model.network.channels=8", "--model.network.head_channels=8", "--model.network.dropout=0.2",
         "--model.class_dropout_prob=0.3", "--trainer.val_check_interval=5", "--checkpoints.every_n_train_steps=3",
-        "--evaluation.judges=[]", "--checkpoints.monitor=val/loss", "--checkpoints.save_top_k=2",
+        "--evaluation.metrics=[]", "--checkpoints.monitor=val/loss", "--checkpoints.save_top_k=2",
     ),
     # counted in epochs, each validated and saved
     "epochs": (
@@ -109,7 +109,7 @@ RUNS = {
         "--data.test_size=8", "--data.flip=true", "--data.num_workers=2", "--data.batch_size=10",
         "--model.network.channels=8", "--model.network.head_channels=8", "--model.network.attention_levels=[]",
         "--model.class_dropout_prob=0.2", "--trainer.max_steps=11", "--trainer.log_every_n_steps=1",
-        "--trainer.val_check_interval=3", "--checkpoints.every_n_train_steps=2", "--evaluation.judges=[]",
+        "--trainer.val_check_interval=3", "--checkpoints.every_n_train_steps=2", "--evaluation.metrics=[]",
     ),
 }  # fmt: skip
 # four batches paired together, and killed between them; and a potential that is fitted before the first step

@@ -61,11 +61,11 @@ WAYS = {
     "an objective": ["--model.objective=others.Loss"],
     "a law inside the data": ["--data.target=others.Law"],
     "the data": ["--data=others.Data"],
-    "in a list": ["--evaluation.judges=[{class_path: others.Judge}]"],
+    "in a list": ["--evaluation.metrics=[{class_path: others.Metric}]"],
     "the second of a list": [
-        "--evaluation.judges=[{class_path: Wasserstein}, {class_path: others.Judge}]"
+        "--evaluation.metrics=[{class_path: Wasserstein}, {class_path: others.Metric}]"
     ],
-    "added to a list": ["--evaluation.judges+=others.Judge"],
+    "added to a list": ["--evaluation.metrics+=others.Metric"],
     "a callback": ["--trainer.callbacks=[{class_path: others.Callback}]"],
     "inside a callback": [
         "--trainer.callbacks=[{class_path: LambdaCallback, init_args: {on_fit_start: others.build}}]"
@@ -114,7 +114,7 @@ OVERLAYS = {
     "class_path": f"model: {{network: {NET}}}",
     "path alone": "model: {network: others.Net}",
     "deep": "model: {times: {class_path: Stratified, init_args: {of: {class_path: others.Times}}}}",
-    "in a list": "evaluation: {judges: [{class_path: Wasserstein}, {class_path: others.Judge}]}",
+    "in a list": "evaluation: {metrics: [{class_path: Wasserstein}, {class_path: others.Metric}]}",
     "in what any value is good for": "trainer: {strategy: {class_path: DDPStrategy, dict_kwargs: "
     "{static_graph: {class_path: others.Net}}}}",
     "that allows itself": f"allow: [others]\nmodel: {{network: {NET}}}",

@@ -18,7 +18,7 @@ TOY = (
     "fit", "--config", "configs/toy/moons.yaml", "--wandb.mode=disabled", "--samples.at_end=false",
     "--trajectories.at_end=false", "--trainer.max_steps=24", "--trainer.accumulate_grad_batches=2",
     "--data.steps_per_epoch=20", "--trainer.val_check_interval=8", "--data.val_size=100", "--data.test_size=100",
-    "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 1, size: 100}}]",
+    "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 1, size: 100}}]",
     "--evaluation.batch_size=50", "--trainer.log_every_n_steps=1", "--model.solver={method: euler, num_steps: 2}",
 )  # fmt: skip
 GO_ON = "--ckpt_path=auto"

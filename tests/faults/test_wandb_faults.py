@@ -44,7 +44,7 @@ sys.exit(main(sys.argv[1:]))
 
 TINY = (
     "fit", "--config", "configs/toy/moons.yaml", "--wandb.mode=offline", "--samples.at_end=false",
-    "--trajectories.at_end=false", "--evaluation.judges=[]", "--data.val_size=64", "--data.test_size=64",
+    "--trajectories.at_end=false", "--evaluation.metrics=[]", "--data.val_size=64", "--data.test_size=64",
     "--trainer.max_steps=60", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0",
 )  # fmt: skip
 

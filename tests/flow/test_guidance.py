@@ -154,9 +154,7 @@ def test_every_solver_and_prediction_ends_in_the_same_place(prediction, method):
     x, _, y = points(4)
     exact = Guidance(2.0).cfg(NetworkField(Labelled(Linear()), Linear()), 2)
     reference = generate(exact, x, ODESolver(method="dopri5", rtol=1e-8, atol=1e-8), y=y).x
-    field = Guidance(2.0).cfg(
-        NetworkField(Labelled(Linear(), prediction), Linear(), prediction), 2
-    )
+    field = Guidance(2.0).cfg(NetworkField(Labelled(Linear(), prediction), Linear(), prediction), 2)
     assert isinstance(field, TrainedField)
     steps = 200 if method == "euler" else 60
     found = generate(field, x, ODESolver(method, steps, rtol=1e-6, atol=1e-6), y=y).x

@@ -25,12 +25,12 @@ class Shift(torch.nn.Module):
         return self.by.expand_as(x)
 
 
-def scored(network, held_out, judge, blocks=1):
-    judge.prepare(held_out, held_out, None, None)
+def scored(network, held_out, metric, blocks=1):
+    metric.prepare(held_out, held_out, None, None)
     field = NetworkField(network, Linear())
     for rank in range(blocks):
-        judge.look(field, Gaussian(), None, rank, blocks)
-    return judge.compute()
+        metric.evaluate_model(field, Gaussian(), None, rank, blocks)
+    return metric.compute()
 
 
 def test_an_optimal_transport_has_the_energy_of_the_distance():
@@ -72,10 +72,10 @@ def test_it_is_the_same_on_any_number_of_processes():
 
 def test_it_starts_anew():
     held_out = Gaussian().sample((200, 2), Key(4).generator())
-    judge = PathEnergy(1, 200, 5)
-    first = scored(Shift([2.0, 0.0]), held_out, judge)
-    judge.reset()
-    assert scored(Shift([1.0, 0.0]), held_out, judge)["energy"] == pytest.approx(1)
+    metric = PathEnergy(1, 200, 5)
+    first = scored(Shift([2.0, 0.0]), held_out, metric)
+    metric.reset()
+    assert scored(Shift([1.0, 0.0]), held_out, metric)["energy"] == pytest.approx(1)
     assert first["energy"] == pytest.approx(4)
 
 

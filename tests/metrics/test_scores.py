@@ -35,11 +35,11 @@ def test_wasserstein_does_not_depend_on_the_order_of_arrival():
     x, index = normal(200, 2), torch.arange(200)
     scores = []
     for order in (index, index.flip(0)):
-        judge = Wasserstein(subsets=4, size=50)
-        judge.prepare(*real, None, None)
+        metric = Wasserstein(subsets=4, size=50)
+        metric.prepare(*real, None, None)
         for rows in order.split(30):
-            judge.update(x[rows], index[rows])
-        scores.append(judge.compute())
+            metric.update(x[rows], index[rows])
+        scores.append(metric.compute())
     assert scores[0] == scores[1]
     assert scores[0].keys() == {"w2", "w2_std", "w2_floor", "w2_floor_std"}
 
@@ -53,18 +53,18 @@ def test_wasserstein_refuses_too_little_data():
 def digits():
     data = DigitsData()
     reference, held_out = data.eval_samples("reference"), data.eval_samples("test")
-    judge = Frechet(features="digits", num_samples=350)
-    judge.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.num_bins)
-    return judge, reference, held_out
+    metric = Frechet(features="digits", num_samples=350)
+    metric.prepare(reference["x1"], held_out["x1"], (reference["y"], held_out["y"]), data.num_bins)
+    return metric, reference, held_out
 
 
 def test_the_frechet_distance_is_equation_1(digits):
-    judge, reference, held_out = digits
-    judge.reset()
-    judge.update(held_out["x1"], torch.arange(350), held_out["y"])
-    score = judge.compute()
+    metric, reference, held_out = digits
+    metric.reset()
+    metric.update(held_out["x1"], torch.arange(350), held_out["y"])
+    score = metric.compute()
     features = [
-        judge.classifier.embed(quantise(x["x1"], 17)).double().numpy()
+        metric.classifier.embed(quantise(x["x1"], 17)).double().numpy()
         for x in (reference, held_out)
     ]
     (m1, s1), (m2, s2) = ((f.mean(0), np.cov(f.T)) for f in features)
@@ -79,10 +79,10 @@ def test_the_frechet_distance_is_equation_1(digits):
 
 
 def test_worse_digits_score_worse(digits):
-    judge, _, held_out = digits
-    judge.reset()
-    judge.update(held_out["x1"].roll(2, -1), torch.arange(350), held_out["y"])
-    score = judge.compute()
+    metric, _, held_out = digits
+    metric.reset()
+    metric.update(held_out["x1"].roll(2, -1), torch.arange(350), held_out["y"])
+    score = metric.compute()
     assert score["frechet_digits@350"] > 3 * score["frechet_digits@350_real"]
     assert score["accuracy@350"] < 0.9
 
@@ -97,10 +97,10 @@ def test_the_classifier_knows_digits_and_is_a_function_of_its_arguments():
 
 
 def test_images_that_are_not_finite_are_refused(digits):
-    judge, _, held_out = digits
-    judge.reset()
+    metric, _, held_out = digits
+    metric.reset()
     with pytest.raises(ValueError, match="not finite"):
-        judge.update(held_out["x1"] * math.nan, torch.arange(350), held_out["y"])
+        metric.update(held_out["x1"] * math.nan, torch.arange(350), held_out["y"])
 
 
 def test_binned_means_add_up():

@@ -87,14 +87,14 @@ def test_eulers_error_is_that_of_its_product(flow):
     assert SolutionError().compute() == {}
 
 
-JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
+METRICS = '--metrics=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 
 
 def test_evaluate_scores_it_where_it_is_asked(fit, fmlightning):
     run = fit(
-        "toy/moons", "--trainer.max_steps=20", "--data.test_size=100", "--data.val_size=64", "--evaluation.judges=[]"
+        "toy/moons", "--trainer.max_steps=20", "--data.test_size=100", "--data.val_size=64", "--evaluation.metrics=[]"
     )  # fmt: skip
-    options = (JUDGES, "--device=cpu", "--solvers=rk4,explicit_adams", "--nfe=8,32")
+    options = (METRICS, "--device=cpu", "--solvers=rk4,explicit_adams", "--nfe=8,32")
     options = (*options, "--grids=UniformGrid,EDMGrid")
 
     def evaluated(*more):

@@ -99,14 +99,14 @@ def test_labels_are_looked_up_in_inference_mode_too():
     field, x1 = NetworkField(net, Linear()), points(6, dtype=torch.float32)
     y = torch.arange(6) % 3
     outside = MaximumLikelihood()(field, x1, Gaussian(), y=y).detach()
-    judge = NegativeLogLikelihood(rtol=1e-3, atol=1e-3)
+    metric = NegativeLogLikelihood(rtol=1e-3, atol=1e-3)
     with torch.inference_mode():
         inside = MaximumLikelihood()(field, x1 + 0, Gaussian(), y=y + 0)
-        judge.prepare(x1 + 0, x1 + 0, (y + 0, y + 0), None)
-        judge.look(field, Gaussian(), None, 0, 1)
+        metric.prepare(x1 + 0, x1 + 0, (y + 0, y + 0), None)
+        metric.evaluate_model(field, Gaussian(), None, 0, 1)
     assert torch.equal(inside, outside)
     # the tolerance; the network starts at rest
-    assert judge.compute()["nll"] == pytest.approx(float(outside.mean()), abs=1e-3)
+    assert metric.compute()["nll"] == pytest.approx(float(outside.mean()), abs=1e-3)
 
 
 def test_what_cannot_be_trained_is_refused():
@@ -125,7 +125,7 @@ def test_what_cannot_be_trained_is_refused():
 SHORT = (
     "--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=1",
     "--data.val_size=64", "--data.batch_size=32", "--model.network.width=8",
-    "--model.objective.rtol=0.1", "--model.objective.atol=0.1", "--evaluation.judges=[]",
+    "--model.objective.rtol=0.1", "--model.objective.atol=0.1", "--evaluation.metrics=[]",
 )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_it_is_chosen_by_name_for_labelled_images_too(fit):
         "images/digits", "--model.objective=MaximumLikelihood",
         "--model.objective.divergence=hutchinson", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
         "--data.batch_size=8", "--model.network.channels=8", "--model.network.head_channels=8",
-        "--model.network.dropout=0", "--evaluation.judges=[]", "--trainer.log_every_n_steps=1",
+        "--model.network.dropout=0", "--evaluation.metrics=[]", "--trainer.log_every_n_steps=1",
     )  # fmt: skip
     last = rows_of(run)[-1]
     # the first prediction is rest, whose likelihood is that of the source: about D (ln 2 pi + E x^2) / 2
@@ -179,7 +179,7 @@ def test_it_is_chosen_by_name_for_labelled_images_too(fit):
 def test_training_reaches_the_entropy_and_does_not_pass_it(fit):
     run = fit(
         "toy/likelihood", "--trainer.max_steps=250", "--trainer.val_check_interval=250", "--evaluation.at_end=true",
-        "--evaluation.judges=[{class_path: NegativeLogLikelihood, init_args: {size: 4000}}]",
+        "--evaluation.metrics=[{class_path: NegativeLogLikelihood, init_args: {size: 4000}}]",
     )  # fmt: skip
     scores = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert -4 * scores["kl_se"] < scores["kl"] < 0.15
@@ -191,18 +191,18 @@ def test_training_reaches_the_entropy_and_does_not_pass_it(fit):
 # -- the score ----------------------------------------------------------------------------------
 
 
-def judged(field, size=400, law=LAW, num_bins=None, world_size=1, x=None, **options):
+def scored(field, size=400, law=LAW, num_bins=None, world_size=1, x=None, **options):
     options = {"batch_size": 400, "rtol": 1e-5, "atol": 1e-5, **options}
-    judge = NegativeLogLikelihood(size=size, **options)
+    metric = NegativeLogLikelihood(size=size, **options)
     held_out = points(500, seed=1, dtype=torch.float32) if x is None else x
-    judge.prepare(held_out, held_out, None, num_bins)
+    metric.prepare(held_out, held_out, None, num_bins)
     for rank in range(world_size):
-        judge.look(field, Gaussian(), law, rank, world_size)
-    return judge.compute()
+        metric.evaluate_model(field, Gaussian(), law, rank, world_size)
+    return metric.compute()
 
 
 def test_the_exact_velocity_is_at_the_floor():
-    scores = judged(exact_field())
+    scores = scored(exact_field())
     x = points(500, seed=1, dtype=torch.float32)[:400]
     assert scores["nll_floor"] == pytest.approx(-float(LAW.log_prob(x).mean()), rel=1e-6)
     assert abs(scores["kl"]) < 1e-4  # the solver's tolerance
@@ -215,7 +215,7 @@ def test_a_flow_at_rest_is_as_far_as_its_source():
         def forward(self, x, t, y=None):
             return 0 * x
 
-    scores = judged(NetworkField(Rest(), Linear()))
+    scores = scored(NetworkField(Rest(), Linear()))
     x = points(500, seed=1, dtype=torch.float32)[:400].double()
     gap = LAW.log_prob(x) - Gaussian().log_prob(x)
     assert scores["kl"] == pytest.approx(float(gap.mean()), rel=1e-5)
@@ -224,7 +224,7 @@ def test_a_flow_at_rest_is_as_far_as_its_source():
 
 def test_the_score_does_not_depend_on_the_number_of_processes():
     one, three = (
-        judged(exact_field(), world_size=n, batch_size=100, divergence="hutchinson", within=9)
+        scored(exact_field(), world_size=n, batch_size=100, divergence="hutchinson", within=9)
         for n in (1, 3)
     )
     assert one == pytest.approx(three, rel=1e-9)
@@ -232,18 +232,18 @@ def test_the_score_does_not_depend_on_the_number_of_processes():
 
 def test_there_is_no_likelihood_where_two_tolerances_differ():
     with pytest.warns(UserWarning, match="no likelihood: .*Tighten both"):
-        scores = judged(exact_field(), rtol=0.3, atol=0.3, within=1e-6)
+        scores = scored(exact_field(), rtol=0.3, atol=0.3, within=1e-6)
     assert scores.keys() == {"nll_difference"}
 
 
 def test_a_law_without_a_density_has_no_floor():
-    scores = judged(exact_field(), size=50, law=Moons())
+    scores = scored(exact_field(), size=50, law=Moons())
     assert scores.keys() == {"nll_difference", "nll"}
-    assert judged(exact_field(), size=50, law=None).keys() == scores.keys()
+    assert scored(exact_field(), size=50, law=None).keys() == scores.keys()
 
 
 def test_images_are_judged_in_bits_per_dimension():
-    scores = judged(exact_field(), size=50, num_bins=256)
+    scores = scored(exact_field(), size=50, num_bins=256)
     assert scores["bits_per_dimension"] == pytest.approx(
         scores["nll"] / (2 * math.log(2)) + 7, rel=1e-9
     )

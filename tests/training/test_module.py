@@ -14,7 +14,7 @@ from fmlightning.training.module import FlowMatching
 SMALL = (
     "toy/moons", "--trainer.max_steps=4", "--trainer.log_every_n_steps=2", "--data.val_size=64",
     "--data.test_size=100", "--model.source=Gaussian", "--model.solver={method: heun2, num_steps: 8}",
-    "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]",
+    "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]",
     "--evaluation.at_end=true",
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from fmlightning.training.callbacks.sampling import Samples
 from fmlightning.training.module import FlowMatching
 
 QUICK = (
-    "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.judges=[]",
+    "--wandb.mode=disabled", "--samples.at_end=false", "--trajectories.at_end=false", "--evaluation.metrics=[]",
     "--trainer.enable_progress_bar=false", "--data.val_size=64", "--data.test_size=64", "--data.batch_size=32",
     "--trainer.devices=1", "--trainer.limit_val_batches=0", "--checkpoints.save_top_k=-1",
 )  # fmt: skip

@@ -225,7 +225,7 @@ def test_a_coupling_that_fails_ends_the_run_with_its_own_message(fmlightning, tm
         "fit", "--config", f"configs/{SMALL[0]}.yaml", *SMALL[1:], "--allow", __name__, f"--run_dir={run}",
         f"--model.coupling={__name__}.Fails", "--model.coupling.at=6", f"--model.prefetch={depth}",
         "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
-        "--evaluation.judges=[]", "--samples.at_end=false", "--trajectories.at_end=false",
+        "--evaluation.metrics=[]", "--samples.at_end=false", "--trajectories.at_end=false",
     )  # fmt: skip
     assert status == 2, shown
     assert "these points cannot be paired: their cost is infinite" in shown

@@ -27,6 +27,7 @@ from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
+from fmlightning.flow.shapes import Labels
 
 NUM_BINS = 256
 NAMED = 10
@@ -206,6 +207,11 @@ class ImageData(FlowData):
         blocks = ImageBlocks(self, split, index.split(self.eval_batch_size))
         parts = [{name: value.cpu() for name, value in batch.items()} for batch in blocks]
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "index"}
+
+    def all_labels(self) -> Labels:
+        labels = self.split("reference").labels
+        assert labels is not None
+        return labels.cpu()
 
     def split(self, name: str) -> ImageDataset:
         return self.sets["train" if name == "reference" else name]

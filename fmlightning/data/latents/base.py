@@ -217,6 +217,9 @@ class LatentData(FlowData):
     def eval_samples(self, split: str) -> Batch:
         return self.fixed(split, torch.arange(self.store.size(split)))
 
+    def all_labels(self) -> Tensor:
+        return self.images.all_labels()
+
     def eval_batches(self, split: str) -> Blocks:
         everything = torch.arange(self.store.size(split))
         return LatentBlocks(self, split, shared_blocks(everything, self.eval_block, self.shard))

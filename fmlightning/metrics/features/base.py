@@ -1,4 +1,4 @@
-"""What judges have in common that look at images through the features of a network."""
+"""Metrics that compare images by the features of a network: the parts that they share."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ from fmlightning.metrics.features.networks import (
     inception_weights,
     verified,
 )
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.metric import SampleMetric
 from fmlightning.metrics.reference import ReferenceData, ReferenceSamples, rank_and_size, spread
 from fmlightning.runs.cache import Tensors, cached
 
 Choice = Literal["auto", "inception", "spatial", "digits"]
 
 
-class FeatureMetric(Judge):
+class FeatureMetric(SampleMetric):
     """Scores of images by features.
 
     Args:
@@ -69,18 +69,18 @@ class FeatureMetric(Judge):
         name = published.get(self.kind, f"{other}_{self.kind}") if self.weights else None
         return name or f"{other}_{self.kind}"
 
-    def rests_on(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         return {"inception_sha256": self.weights.sha256} if self.weights else {}
 
     def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         if num_bins is None or held_out.ndim != 4:
             raise ValueError(
-                f"evaluation.judges: {type(self).__name__} judges images; for points in the plane use Wasserstein"
+                f"evaluation.metrics: {type(self).__name__} scores images; for points in the plane use Wasserstein"
             )
         if y is None and self.kind == "digits" and self.network is None:
             raise ValueError(
-                f"evaluation.judges: {type(self).__name__} with features=digits trains a classifier and needs labelled "
-                "data; name Inception weights or take labelled data"
+                f"evaluation.metrics: {type(self).__name__} with features=digits trains a classifier and needs "
+                "labelled data; name Inception weights or take labelled data"
             )
 
     # -- real images ------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ class FeatureMetric(Judge):
         labels: tuple[Labels, Labels] | None,
         num_bins: int | None,
     ) -> None:
-        self.meet(ReferenceSamples(reference, held_out, labels, num_bins))
+        self.fit_reference(ReferenceSamples(reference, held_out, labels, num_bins))
 
-    def meet(self, real: ReferenceData) -> None:
+    def fit_reference(self, real: ReferenceData) -> None:
         """Take the real images, in blocks; of the reference, what an earlier run has kept."""
         shapes = real.shapes("test")
         self.check(shapes["x1"], shapes.get("y"), real.num_bins)
@@ -111,14 +111,14 @@ class FeatureMetric(Judge):
         if self.layer not in self.widths:
             raise ValueError(f"features={self.kind} has no layer {self.layer}: choose another one")
         self.real = {}
-        self.learn(real)
+        self.fit_features(real)
 
     @abstractmethod
-    def learn(self, real: ReferenceData) -> None:
-        """Take from the real images what `compute` needs."""
+    def fit_features(self, real: ReferenceData) -> None:
+        """Take from the real images the features that `compute` needs."""
 
     def layers(self, x: Points) -> Layers:
-        """What the network says of images."""
+        """The layers of the network for images."""
         assert self.network is not None
         return self.network.layers(quantise(x, self.num_bins), self.num_bins)
 
@@ -173,11 +173,11 @@ class FeatureMetric(Judge):
     def update(self, x: Points, index: Labels, y: Labels | None = None) -> None:
         if not bool(x.isfinite().all()):
             raise ValueError("generated images are not finite: no distance is computed")
-        self.take(self.layers(x), index, y)
+        self.update_features(self.layers(x), index, y)
 
     @abstractmethod
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
-        """Take what the network says of generated images."""
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+        """Take the layers of the network for generated images."""
 
     def reset(self) -> None:
         super().reset()

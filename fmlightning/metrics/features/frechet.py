@@ -25,6 +25,7 @@ from fmlightning.metrics.features.classifier import Classifier
 from fmlightning.metrics.features.collectors import FeatureBuffer, Features, Moments
 from fmlightning.metrics.features.gaussian import FeatureGaussian, frechet_distance
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
+from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
 
 NAMES = {"inception": "fid", "spatial": "sfid"}
@@ -47,6 +48,7 @@ class Frechet(FeatureMetric):
             0 for none. With either of these two, N features are held in memory rather than their moments.
     """
 
+    higher_is_better = by_name(fid=False, sfid=False, frechet=False, accuracy=True)
     correct: Tensor
     labelled: Tensor
 
@@ -75,7 +77,7 @@ class Frechet(FeatureMetric):
     def classifier(self) -> Classifier | None:
         return self.network if isinstance(self.network, Classifier) else None
 
-    def learn(self, real: ReferenceData) -> None:
+    def fit_features(self, real: ReferenceData) -> None:
         width, n = self.widths[self.layer], self.num_samples
         if n <= width:
             warnings.warn(
@@ -122,7 +124,7 @@ class Frechet(FeatureMetric):
             hits.update(layers["logits"].argmax(1).eq(y).float())
         return float(hits.compute())
 
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         self.generated.update(layers[self.layer], index)
         if self.classifier is not None and y is not None:
             self.correct += (layers["logits"].argmax(1) == y).sum()

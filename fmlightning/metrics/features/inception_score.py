@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from fmlightning.flow.shapes import Labels
 from fmlightning.metrics.features.base import FeatureMetric, size_of
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
+from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
 
 
@@ -27,10 +28,12 @@ class InceptionScore(FeatureMetric):
         features: `inception`; `digits`, the classifier trained here; `auto` is inception where its weights are found
             and digits otherwise; or a network of one's own that has `logits`.
         num_samples: N.
-        splits: parts, by the numbers of the images, which come from all classes in turn.
+        splits: parts, by the numbers of the images, whose classes are mixed.
         weights: file of Inception weights, as for Frechet.
         sha256: its digest.
     """
+
+    higher_is_better = by_name(inception_score=True, classifier_score=True)
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class InceptionScore(FeatureMetric):
         self.layer = "logits"
         self.name = self.named({"inception": "inception_score"}, "classifier_score")
 
-    def learn(self, real: ReferenceData) -> None:
+    def fit_features(self, real: ReferenceData) -> None:
         self.generated = self.entropies()
         if size_of(real, "test") >= self.num_samples:
             held_out = self.entropies()
@@ -61,7 +64,7 @@ class InceptionScore(FeatureMetric):
         found.update(*self.nothing())
         return found
 
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         self.generated.update(layers["logits"], index)
 
     def compute(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from fmlightning.flow.shapes import Labels
 from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
 from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
+from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
 
 NAMES = {"inception": "kid"}
@@ -33,6 +34,8 @@ class KernelDistance(FeatureMetric):
         weights: file of Inception weights, as for Frechet.
         sha256: its digest.
     """
+
+    higher_is_better = by_name(kid=False)
 
     def __init__(
         self,
@@ -54,18 +57,18 @@ class KernelDistance(FeatureMetric):
         self.name = self.named(NAMES, "kid")
         self.generated = FeatureBuffer()
 
-    def learn(self, real: ReferenceData) -> None:
+    def fit_features(self, real: ReferenceData) -> None:
         self.reference = self.reference_features(real, self.num_samples)
         if len(self.reference) < self.subset_size:
             raise ValueError(
-                f"evaluation.judges: subset_size={self.subset_size} exceeds the {len(self.reference)} training images"
+                f"evaluation.metrics: subset_size={self.subset_size} exceeds the {len(self.reference)} training images"
             )
         self.generated.update(*self.nothing())
         if size_of(real, "test") >= self.num_samples:
             held_out = self.features_of(real, "test", self.num_samples)
             self.real = self.distance(held_out, "_real")
 
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         self.generated.update(layers[self.layer], index)
 
     def compute(self) -> dict[str, float]:

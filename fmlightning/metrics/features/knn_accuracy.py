@@ -15,6 +15,7 @@ from fmlightning.flow.shapes import Labels, Points
 from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
 from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
+from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
 
 
@@ -30,6 +31,7 @@ class KNNAccuracy(FeatureMetric):
         sha256: its digest.
     """
 
+    higher_is_better = by_name(accuracy=True)
     correct: Tensor
     asked: Tensor
 
@@ -56,17 +58,17 @@ class KNNAccuracy(FeatureMetric):
         super().check(held_out, y, num_bins)
         if y is None:
             raise ValueError(
-                "evaluation.judges: KNNAccuracy tells classes apart, and these data have none; take labelled data"
+                "evaluation.metrics: KNNAccuracy tells classes apart, and these data have none; take labelled data"
             )
 
-    def learn(self, real: ReferenceData) -> None:
+    def fit_features(self, real: ReferenceData) -> None:
         count = min(self.references, size_of(real, "reference"))
         make = lambda: {"labelled": self.labelled(real, count)}  # noqa: E731
         found = self.cached(real, f"labelled-{count}", make)["labelled"]
         self.known, self.classes = found[:, :-1], found[:, -1].long()
         if len(found) < self.neighbours:
             raise ValueError(
-                f"evaluation.judges: neighbours={self.neighbours} exceeds the {len(found)} training images"
+                f"evaluation.metrics: neighbours={self.neighbours} exceeds the {len(found)} training images"
             )
         count, hits = size_of(real, "test"), MeanMetric().to(self.device)
         hits.update(*self.nothing()[1:], weight=0)
@@ -91,7 +93,7 @@ class KNNAccuracy(FeatureMetric):
         nearest = distances.topk(self.neighbours, largest=False).indices
         return self.classes[nearest].mode(1).values
 
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         if y is not None:
             self.correct += (self.taken_for(layers[self.layer]) == y).sum()
             self.asked += len(y)

@@ -16,6 +16,7 @@ from fmlightning.flow.shapes import Labels
 from fmlightning.metrics.features.base import Choice, FeatureMetric, size_of
 from fmlightning.metrics.features.collectors import FeatureBuffer, Features
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers
+from fmlightning.metrics.metric import by_name
 from fmlightning.metrics.reference import ReferenceData
 
 ROWS = 1024
@@ -33,6 +34,8 @@ class PrecisionRecall(FeatureMetric):
         sha256: its digest.
     """
 
+    higher_is_better = by_name(precision=True, recall=True)
+
     def __init__(
         self,
         features: Choice | FeatureNetwork = "auto",
@@ -49,18 +52,18 @@ class PrecisionRecall(FeatureMetric):
         self.neighbour = neighbour
         self.generated = FeatureBuffer()
 
-    def learn(self, real: ReferenceData) -> None:
+    def fit_features(self, real: ReferenceData) -> None:
         self.reference = self.reference_features(real, self.num_samples).double()
         if len(self.reference) <= self.neighbour:
             raise ValueError(
-                f"evaluation.judges: neighbour={self.neighbour} exceeds the {len(self.reference)} training images"
+                f"evaluation.metrics: neighbour={self.neighbour} exceeds the {len(self.reference)} training images"
             )
         self.radii = reach(self.reference, self.neighbour)
         self.generated.update(*self.nothing())
         if size_of(real, "test") >= self.num_samples:
             self.real = self.scores(self.features_of(real, "test", self.num_samples), "_real")
 
-    def take(self, layers: Layers, index: Labels, y: Labels | None) -> None:
+    def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         self.generated.update(layers[self.layer], index)
 
     def compute(self) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """`fmlightning evaluate RUN`: solvers x NFE x grids x guidance x weights, on the same noise.
 
 Each combination is a cell: a file in RUN/evaluations, written when its scores are complete. The same command again
-reads what is there and computes the rest. The samples of a cell are made once, and every judge sees them.
+reads what is there and computes the rest. The samples of a cell are made once, and every metric sees them.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from torch import distributed
 
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
+from fmlightning.cli.sampling_options import add_flag, add_guide_model, add_path, set_own
 from fmlightning.data.order import Shard
+from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import LabelOrder
 from fmlightning.flow.precision import Precision
-from fmlightning.metrics.metric import Judge
-from fmlightning.studies.evaluate.lists import BOOLEANS, FLOATS, INTEGERS, WORDS, Classes
+from fmlightning.metrics.metric import FlowMetric
+from fmlightning.studies.evaluate.lists import BOOLEANS, FLOATS, INTEGERS, Classes
 from fmlightning.studies.evaluate.scoring import Scorer
 from fmlightning.studies.evaluate.table import show
 
@@ -49,9 +53,9 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("run", type=str, help="Run directory, or a checkpoint in one.")
     parser.add_argument(
         "--solvers",
-        type=WORDS,
+        type=Classes(),
         default=["euler", "heun2", "dopri5"],
-        help="Methods.",
+        help="Methods of ODESolver and SDESolver, or classes.",
     )
     parser.add_argument(
         "--nfe", type=INTEGERS, default=[5, 10, 20, 50, 100],
@@ -60,23 +64,28 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument(
         "--tolerances", type=FLOATS, default=[1e-5], help="rtol = atol of the adaptive methods."
     )
-    parser.add_argument(
-        "--guidance", type=FLOATS, default=None, help="Guidance scales; by default the run's own."
+    parser.add_class_arguments(
+        Guidance, "guidance", skip={"scale"}, help="By default the run's own."
     )
     parser.add_argument(
-        "--weaker", type=str | None, default=None,
-        help="A run of the same path, trained less or smaller, that --guidance pushes away from: autoguidance.",
-    )  # fmt: skip
+        "--guidance.scale", type=FLOATS, default=None, help="Scales; by default the run's own."
+    )
+    add_guide_model(parser)
+    add_path(parser)
     parser.add_argument(
         "--grids", type=Classes(), default=None,
         help="Where fixed steps stop: UniformGrid,EDMGrid or a list of classes; by default the run's own.",
     )  # fmt: skip
     parser.add_argument(
-        "--judges",
-        type=list[Judge] | None,
+        "--metrics",
+        type=list[FlowMetric] | None,
         default=None,
-        help="By default evaluation.judges of the run.",
+        help="By default evaluation.metrics of the run.",
     )
+    parser.add_argument(
+        "--labels", type=LabelOrder | None, default=None,
+        help="Of samples: as frequent as in the reference data (the default), or balanced, each class in turn.",
+    )  # fmt: skip
     parser.add_argument(
         "--batch_size",
         type=PositiveInt | None,
@@ -98,16 +107,11 @@ def parse(argv: list[str]) -> Any:
         "--precision", type=Precision | None, default=None,
         help="Of the network alone: fp64, fp32, bf16 or fp16; time and samples keep theirs. By default the run's.",
     )  # fmt: skip
-    parser.add_argument(
-        "--compile", type=bool, default=False, help="Compile the network, and say what that brings."
-    )
-    parser.add_argument("--overwrite", type=bool, default=False, help="Compute all cells again.")
-    inner = next((word for word in argv if word.startswith("--guidance.")), None)
-    if inner:
-        raise ValueError(
-            f"unknown option {inner.split('=')[0]}: here --guidance takes scales, such as 1,2, and a weaker run is "
-            "--weaker RUN; the rest of guidance is the run's own"
-        )
+    add_flag(parser, "--compile", "Compile the network, and measure what that brings.")
+    add_flag(parser, "--overwrite", "Compute all cells again.")
+    if any(word.partition("=")[0] == "--guidance" for word in argv):
+        raise ValueError("--guidance is a group of options: scales are --guidance.scale 1,2")
+    set_own(parser, argv, *(f.name for f in fields(Guidance) if f.name != "scale"))
     return parser.parse_args(argv)
 
 

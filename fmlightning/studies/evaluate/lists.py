@@ -38,13 +38,6 @@ class Several:
         return f"{self.what}, with commas between"
 
 
-def word(text: str) -> str:
-    if not text:
-        raise ValueError
-    return text
-
-
-WORDS = Several(word, "names", "euler,heun2")
 INTEGERS = Several(int, "whole numbers", "4,8")
 FLOATS = Several(float, "numbers", "1,1.5")
 BOOLEANS = Several(
@@ -54,13 +47,16 @@ BOOLEANS = Several(
 
 @dataclass(frozen=True, repr=False)
 class Classes:
-    """The type of an option that takes names of classes with commas between, or the list of a config."""
+    """The type of an option that takes names with commas between, classes among them, or the list of a config."""
 
     def __call__(self, text: Any) -> list[Any] | None:
         if not isinstance(text, str):
             return text
-        found: list[Any] = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+        try:
+            found: list[Any] = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+        except yaml.YAMLError as error:
+            raise ArgumentTypeError(f"{text} must be {self!r}") from error
         return found
 
     def __repr__(self) -> str:
-        return "names of classes, with commas between, or a list of {class_path, init_args}"
+        return "names, with commas between, or a list of names and {class_path, init_args}"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fmlightning.cli.load import TrainedFlow
 from fmlightning.flow.shapes import Labels
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import generate, path_noise, source_points
 from fmlightning.studies.evaluate.grid import Cell
 
@@ -43,6 +44,7 @@ class Reference:
         # the noise of the cells, which is drawn in float32
         x0 = source_points(flow.source, self.seed, index, flow.event_shape)
         eps = path_noise(guided.path, self.seed, index, flow.event_shape)
+        assert isinstance(cell.solver, ODESolver), "a stochastic sample has no exact end"
         solver = replace(cell.solver, method=METHOD, rtol=self.tolerance, atol=self.tolerance)
         exact = deepcopy(guided).double()
         return generate(

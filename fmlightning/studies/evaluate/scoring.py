@@ -1,10 +1,10 @@
-"""The scoring itself: the model, the data and the judges, and the files of the cells."""
+"""The scores of cells: the model, the data and the metrics that all cells share, and the files of the cells."""
 
 import json
 import os
-import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,35 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from rich.progress import Progress
-from torch import Tensor, distributed
+from torch import Tensor
 
 from fmlightning.cli.build import instantiate_data
 from fmlightning.cli.device import as_asked, pick_device
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
+from fmlightning.cli.sampling_options import described, guided
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Shard
 from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import LabelOrder
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.solvers.ode import ODESolver
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution, SolverError
 from fmlightning.flow.solvers.solver import TrainedField
-from fmlightning.metrics.metric import Judge
+from fmlightning.metrics.evaluator import (
+    Block,
+    Evaluator,
+    Scores,
+    check_metrics,
+    computed,
+    evaluate_model,
+    fit_reference,
+    of_model,
+    of_samples,
+    provenance,
+)
+from fmlightning.metrics.metric import FlowMetric
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
 from fmlightning.runs.checksum import put_in_place
@@ -32,20 +48,19 @@ from fmlightning.runs.directory import Run
 from fmlightning.runs.weights import weights_file
 from fmlightning.studies.evaluate.grid import Cell, cells
 from fmlightning.studies.evaluate.reference import METHOD, Reference
-from fmlightning.training.callbacks.evaluation import check_judges
 
 STATES = 17
-"""Times at which trajectories are looked at; 16 pieces see the bends that straightness is about."""
+"""States of a trajectory that are kept; 16 pieces see the bends that straightness is about."""
 
 
 @dataclass
 class Scorer:
-    """What all cells share: the model, the data, the judges and where the files go."""
+    """The model, the data, the metrics and the folder that all cells share."""
 
     flows: dict[bool, TrainedFlow]
     cells: list[Cell]
     data: FlowData
-    judges: list[Judge]
+    metrics: list[FlowMetric]
     folder: Path
     shard: Shard
     device: torch.device
@@ -53,59 +68,71 @@ class Scorer:
     seed: int
     identity: dict[str, Any]
     overwrite: bool
+    labels: LabelOrder = "reference"
     reference: Reference | None = None
-    weaker: str | None = None
-    of_field: dict[tuple[bool, Guidance], dict[str, float]] = field(default_factory=dict)
+    guide_model: str | None = None
+    path: AffinePath | None = None
+    of_model: dict[tuple[bool, Guidance], Scores] = field(default_factory=dict)
 
     @classmethod
     def open(cls, options: Any, shard: Shard) -> "Scorer":
         """Load the run, and refuse what cannot be scored before anything is generated."""
-        run = Run.open(options.run)
+        run, guide = Run.open(options.run), options.guidance.guide_model
         data = instantiate_data(run.config)
         flows = {ema: load_flow(options.run, ema=ema) for ema in options.ema}
         for ema, loaded in flows.items():
             if loaded.paired:
                 flows[ema] = replace(loaded, source=data.source_points)
-            if options.weaker:
-                flows[ema] = away_from(flows[ema], options.weaker, ema, "--weaker")
+            if guide:
+                flows[ema] = away_from(flows[ema], guide, ema, "--guidance.guide_model")
         flow = next(iter(flows.values()))
+        path = options.path
         wanted = cells(flow, options)
         asked = run.config.get("evaluation") or {}
-        named = plain(options.judges) if options.judges is not None else asked.get("judges")
-        judges = instantiate_judges(named or [])
-        if not judges:
+        named = plain(options.metrics) if options.metrics is not None else asked.get("metrics")
+        metrics = instantiate_metrics(named or [])
+        if not metrics:
             raise ValueError(
-                f"{run.path} has no evaluation.judges: name some with --judges, such as "
-                '--judges \'[{"class_path": "Wasserstein"}]\''
+                f"{run.path} has no evaluation.metrics: name some with --metrics, such as "
+                '--metrics \'[{"class_path": "Wasserstein"}]\''
             )
         device = pick_device(local(options.device))
         data.prepare_data()
         data.setup("test")
         data.default_shard = shard
-        check_judges(judges, data)
+        check_metrics(metrics, data)
         batch_size = options.batch_size or asked.get("batch_size") or 1024
         seed = flow.seed if options.seed is None else options.seed
         identity = {
             "checkpoint": weights_digest(options.run),
             "seed": seed,
             "batch_size": batch_size,
-            "judges": named,
-            "rests_on": {k: v for judge in judges for k, v in judge.rests_on().items()},
+            "metric_configs": named,
+            "provenance": provenance(metrics),
             "data": data.fingerprint,
         }
-        asked_of_network = {"precision": options.precision, "compile": options.compile or None}
-        identity |= {k: v for k, v in asked_of_network.items() if v is not None}
+        labels = label_order(data, options.labels)
+        chosen = {
+            "labels": labels,
+            "precision": options.precision,
+            "compile": options.compile or None,
+            "path": repr(path) if path else None,
+        }
+        identity |= {k: v for k, v in chosen.items() if v is not None}
         flows = {
             ema: as_asked(f, options.precision, options.compile, device, batch_size)
             for ema, f in flows.items()
         }
+        if path and shard.rank == 0:
+            print(described(guided(flow, wanted[0].guidance, path)))
         reference = None
         if options.reference is not None:
             reference = Reference(options.reference, seed)
             identity["reference"] = f"{METHOD}, tol {options.reference:g}"
         return cls(
-            flows, wanted, data, judges, run.path / "evaluations", shard, device, batch_size, seed, identity,
-            options.overwrite, reference, weights_digest(options.weaker) if options.weaker else None,
+            flows, wanted, data, metrics, run.path / "evaluations", shard, device, batch_size, seed, identity,
+            options.overwrite, labels or "reference", reference,
+            weights_digest(guide) if guide else None, path,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
@@ -113,7 +140,7 @@ class Scorer:
         found = {cell: None if self.overwrite else self.read(cell) for cell in self.cells}
         missing = [cell for cell in self.cells if found[cell] is None]
         if missing:
-            self.prepare()
+            fit_reference(self.metrics, self.data.pixel_data, self.device)
         with Progress(disable=self.shard.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(missing))
             for cell in missing:
@@ -126,39 +153,28 @@ class Scorer:
             if r is not None
         ]
 
-    def prepare(self) -> None:
-        """Show the judges the real samples."""
-        for judge in self.judges:
-            judge.to(self.device)
-            judge.meet(self.data.pixel_data)
-
-    def without_samples(self, field: TrainedField, cell: Cell) -> dict[str, float]:
-        """What the judges of a field say of it whatever the solver, once for all cells that follow it."""
+    def model_scores(self, field: TrainedField, cell: Cell) -> Scores:
+        """The scores of a field whatever the solver, computed once for all cells that follow it."""
         key = (cell.ema, cell.guidance)
-        found: dict[str, float] = {}
-        if key not in self.of_field:
-            law, source = getattr(self.data, "target", None), self.flows[cell.ema].source
-            for judge in self.judges:
-                if not judge.num_samples:
-                    judge.look(field, source, law, self.shard.rank, self.shard.world_size)
-                    found |= judge.compute()
-                    judge.reset()
-            self.of_field[key] = found
-        return self.of_field[key]
+        if key not in self.of_model:
+            distribution = getattr(self.data, "target", None)
+            evaluate_model(self.metrics, field, self.flows[cell.ema].source, distribution)
+            self.of_model[key] = computed(of_model(self.metrics))
+        return self.of_model[key]
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Generate the samples of a cell and write down their scores, or why there are none."""
-        guided: Any = self.flows[cell.ema].guided(cell.guidance)
+        field: Any = guided(self.flows[cell.ema], cell.guidance, self.path)
         record = self.describe(cell)
         try:
-            record |= self.scores(guided.to(self.device), cell)
+            record |= self.scores(field.to(self.device), cell)
         except SolverError as error:
             if self.shard.world_size > 1:
                 raise  # the others would wait for this process
             record["error"] = str(error)
         finally:
-            for judge in self.judges:
-                judge.reset()
+            for metric in self.metrics:
+                metric.reset()
         if self.shard.rank == 0 and "error" not in record:
             self.folder.mkdir(exist_ok=True)
             with put_in_place(self.file(cell)) as file:
@@ -166,69 +182,46 @@ class Scorer:
         return record
 
     def scores(self, field: TrainedField, cell: Cell) -> dict[str, Any]:
-        """What the judges say of samples of this field, as the cell has it."""
-        straight, nfe, seconds = Straightness().to(self.device), 0, 0.0
-        error = SolutionError().to(self.device)
-        judges = [judge for judge in self.judges if judge.num_samples]
-        total = max((judge.num_samples for judge in judges), default=self.batch_size)
-        for start in range(0, total, self.batch_size * self.shard.world_size):
-            first = start + self.shard.rank * self.batch_size
-            index = torch.arange(
-                first, max(first, min(first + self.batch_size, total)), device=self.device
-            )
-            y = self.data.labels(index)
-            x = torch.zeros(0, *self.data.pixel_data.event_shape, device=self.device)
-            if len(index):
-                began = self.now()
-                solution = self.generate(field, cell, index, y)
-                seconds += self.now() - began
-                straight.update(solution.states, solution.times)
-                if self.reference is not None:
-                    flow = self.flows[cell.ema]
-                    error.update(solution.x, self.reference.ends(flow, field, cell, index, y))
-                x, nfe = self.data.decode(solution.x), max(nfe, solution.nfe)
-            for judge in judges:
-                mine = index < judge.num_samples
-                judge.update(x[mine], index[mine], None if y is None else y[mine])
-        metrics = dict(self.without_samples(field, cell))
-        for judge in judges:
-            metrics |= judge.compute()
-        metrics |= straight.compute() | (error.compute() if self.reference else {})
-        nfe, seconds = int(self.over_all(nfe, "max")), self.over_all(seconds, "sum")
+        """The scores of samples of this field, made as the cell says, and what they cost."""
+        flow, metrics = self.flows[cell.ema], of_samples(self.metrics)
+        straight, error = Straightness().to(self.device), SolutionError().to(self.device)
+
+        def solve(index: Tensor, y: Tensor | None) -> Solution:
+            return sample(
+                field, flow.source, cell.solver, index, flow.event_shape, seed=self.seed, y=y, save_at=STATES
+            )  # fmt: skip
+
+        def observe(block: Block) -> None:
+            assert block.solution is not None
+            straight.update(block.solution.states, block.solution.times)
+            if self.reference is not None and isinstance(cell.solver, ODESolver):
+                ends = self.reference.ends(flow, field, cell, block.index, block.y)
+                error.update(block.solution.x, ends)
+
+        evaluator = Evaluator(
+            solve,
+            self.device,
+            self.batch_size,
+            partial(self.data.labels, order=self.labels),
+            self.data.decode,
+            self.data.pixel_data.event_shape,
+        )
+        total = max((m.num_samples for m in metrics), default=self.batch_size)
+        cost = evaluator.update(metrics, total, observe)
+        scores = Scores()
+        for found in (self.model_scores(field, cell), computed(metrics)):
+            scores.add(found.values, found.higher_is_better)
+        shape = straight.compute()
+        scores.add(shape, dict.fromkeys(shape))
+        if self.reference is not None:
+            scores.add(error.compute(), {"solver_error": False})
         return {
-            "samples": total,
-            "nfe": nfe,
-            "seconds_per_sample": seconds / max(total, 1),
-            "metrics": metrics,
+            "samples": cost.samples,
+            "nfe": cost.nfe,
+            "seconds_per_sample": cost.seconds / max(cost.samples, 1),
+            "metrics": scores.values,
+            "higher_is_better": scores.higher_is_better,
         }
-
-    def generate(
-        self, field: TrainedField, cell: Cell, index: Tensor, y: Tensor | None
-    ) -> Solution:
-        flow = self.flows[cell.ema]
-        solution = sample(
-            field, flow.source, cell.solver, index, flow.event_shape,
-            seed=self.seed, y=y, save_at=STATES,
-        )  # fmt: skip
-        if bool(solution.failed.any()):
-            raise SolverError(
-                f"{int(solution.failed.sum())} of {len(index)} samples could not be integrated"
-            )
-        return solution
-
-    def now(self) -> float:
-        """The time when the device has done what it was told."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
-
-    def over_all(self, value: float, how: str) -> float:
-        """A number over all processes."""
-        if self.shard.world_size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total, getattr(distributed.ReduceOp, how.upper()))
-        return float(total)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -238,18 +231,18 @@ class Scorer:
             **self.identity,
             "ema": cell.ema,
             "solver": repr(cell.solver),
-            "method": cell.solver.method,
+            "method": cell.solver.name,
             "budget": cell.budget,
             "guidance": asdict(cell.guidance),
             "label": cell.label,
-            **({"weaker": self.weaker} if cell.auto else {}),
+            **({"guide_model": self.guide_model} if cell.auto else {}),
         }
 
     def file(self, cell: Cell) -> Path:
         settings = json.dumps(self.describe(cell), sort_keys=True)
         digest = sha256(settings.encode()).hexdigest()[:8]
         budget = cell.budget.replace(" ", "")
-        return self.folder / f"{cell.solver.method}-{budget}-w{cell.guidance.scale:g}-{digest}.json"
+        return self.folder / f"{cell.solver.name}-{budget}-w{cell.guidance.scale:g}-{digest}.json"
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell, if it is there whole."""
@@ -259,17 +252,31 @@ class Scorer:
             return None
 
 
+def label_order(data: FlowData, given: LabelOrder | None) -> LabelOrder | None:
+    """The order of the labels of samples, or None where there is no choice.
+
+    Raises:
+        ValueError: one was given all the same.
+    """
+    if data.num_classes and not data.paired:
+        return given or "reference"
+    if given:
+        reason = "samples have the labels of their x0" if data.paired else "the data have no labels"
+        raise ValueError(f"--labels {given} does nothing: {reason}; leave it out")
+    return None
+
+
 def local(device: str) -> str:
     """Each process's own accelerator, where there are several."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if device == "auto" and rank and torch.cuda.is_available() else device
 
 
-def instantiate_judges(configs: list[Any]) -> list[Judge]:
-    """The judges of a config."""
+def instantiate_metrics(configs: list[Any]) -> list[FlowMetric]:
+    """The metrics of a config."""
     parser = FlowParser()
-    parser.add_argument("--judges", type=list[Judge])
-    return parser.instantiate(parser.parse_object({"judges": deepcopy(configs)})).judges
+    parser.add_argument("--metrics", type=list[FlowMetric])
+    return parser.instantiate(parser.parse_object({"metrics": deepcopy(configs)})).metrics
 
 
 def plain(value: Any) -> Any:

@@ -47,9 +47,9 @@ def final_record(run: Run, config: dict[str, Any]) -> Record | None:
     }
     if not scores and not last:
         return None
-    judges = (config.get("evaluation") or {}).get("judges") or []
+    configs = (config.get("evaluation") or {}).get("metrics") or []
     guidance = (config.get("model") or {}).get("guidance")
-    settings = {"judges": judges, "guidance": guidance, "solver": found.get("solver", "")}
+    settings = {"metric_configs": configs, "guidance": guidance, "solver": found.get("solver", "")}
     options = sampling(settings, scores.get("nfe")) if scores else {}
     return Record(FINAL, options, last | scores)
 
@@ -134,9 +134,10 @@ def sampling(content: dict[str, Any], nfe: float | None) -> Options:
     options["guidance"] = guidance.pop("scale", 1.0)
     if options["guidance"] != 1 or guidance.get("zero_until"):
         options |= dict(flat(guidance, "guidance"))
-    if content.get("weaker"):
-        options["guidance.weaker"] = str(content["weaker"])[:8]
-    return options | {"judges": short(content.get("judges") or [])}
+    if guide := content.get("guide_model", content.get("weaker")):
+        options["guidance.guide_model"] = str(guide)[:8]
+    options |= {name: content[name] for name in ("path", "labels") if content.get(name)}
+    return options | {"metrics": short(content.get("metric_configs", content.get("judges")) or [])}
 
 
 def written(text: str) -> Iterator[tuple[str, str]]:

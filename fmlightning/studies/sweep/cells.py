@@ -86,7 +86,7 @@ def fit_arguments(sweep: Sweep, options: dict[str, Any]) -> list[str]:
 def evaluate_arguments(sweep: Sweep) -> list[str]:
     """What `fmlightning evaluate` is asked of each run."""
     words = {
-        k: json.dumps(v) if k in ("judges", "grids") else listed(v)
+        k: json.dumps(v) if k in ("metrics", "grids") else listed(v)
         for k, v in sweep.evaluate.items()
     }
     return [f"--{key}={value}" for key, value in words.items()]

@@ -30,10 +30,10 @@ from fmlightning.studies.sweep.samples import SAMPLING, sampled
 
 KEYS = ("name", "configs", "set", "axes", "samples", "seeds", "exclude", "evaluate")
 EVALUATE = (
-    "solvers", "nfe", "tolerances", "grids", "guidance", "ema", "judges", "batch_size", "seed", "device",
-    "reference",
+    "solvers", "nfe", "tolerances", "grids", "guidance.scale", "ema", "metrics", "labels", "batch_size", "seed",
+    "device", "reference", "path",
 )  # fmt: skip
-LISTS = ("solvers", "nfe", "tolerances", "grids", "guidance", "ema", "judges")
+LISTS = ("solvers", "nfe", "tolerances", "grids", "guidance.scale", "ema", "metrics")
 OWN = {
     "seed_everything": "seeds", "experiment": "name", "run_dir": "name", "config": "configs",
     "ckpt_path": None, "rerun": None,
@@ -266,10 +266,10 @@ def exclusion(rule: Any) -> dict[str, list[Any]]:
 def evaluate_of(content: dict[str, Any]) -> dict[str, Any]:
     """The options of evaluate, each list with something in it."""
     found = content.get("evaluate") or {}
-    if "weaker" in found:
+    if "guidance.guide_model" in found:
         raise ValueError(
-            "evaluate.weaker: a sweep does not know when another run changes; leave it out, and call "
-            "fmlightning evaluate RUN --weaker OTHER for its runs"
+            "evaluate.guidance.guide_model: a sweep does not know when another run changes; leave it out, and call "
+            "fmlightning evaluate RUN --guidance.guide_model OTHER for its runs"
         )
     require_known(found, EVALUATE, "evaluate.")
     for key in LISTS:

@@ -61,11 +61,11 @@ class Plan:
 
     def asked(self, cell: Cell) -> tuple[str, ...] | None:
         """The arguments of evaluate for one run, with its judges where it was trained under others."""
-        if self.evaluate is None or "judges" in self.sweep.evaluate or not cell.judges:
+        if self.evaluate is None or "metrics" in self.sweep.evaluate or not cell.judges:
             return self.evaluate
         with suppress(ValueError, OSError):
-            if (Run(cell.run).config.get("evaluation") or {}).get("judges") != list(cell.judges):
-                return (*self.evaluate, f"--judges={json.dumps(cell.judges)}")
+            if (Run(cell.run).config.get("evaluation") or {}).get("metrics") != list(cell.judges):
+                return (*self.evaluate, f"--metrics={json.dumps(cell.judges)}")
         return self.evaluate
 
 

@@ -20,13 +20,13 @@ from fmlightning.cli.messages import at_work, located
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.module import FlowData
 from fmlightning.flow.solvers.ode import ODESolver
+from fmlightning.metrics.evaluator import check_metrics
 from fmlightning.nets.size import parameter_count
 from fmlightning.runs.directory import run_directory
 from fmlightning.studies.evaluate.command import parse
 from fmlightning.studies.evaluate.grid import budgets
-from fmlightning.studies.evaluate.scoring import instantiate_judges, plain
+from fmlightning.studies.evaluate.scoring import instantiate_metrics, plain
 from fmlightning.studies.sweep.plan import Request
-from fmlightning.training.callbacks.evaluation import check_judges
 
 LARGE = 50_000_000
 """Parameters of a network that is not built for a look at it alone."""
@@ -78,7 +78,7 @@ def evaluation(arguments: list[str]) -> tuple[Any, int]:
         count = sum(len(budgets(ODESolver(), method, options)) for method in options.solvers)
     except ValueError as error:
         raise ValueError(f"evaluate: {error}") from error
-    return options, count * len(options.guidance or [1]) * len(options.ema)
+    return options, count * len(options.guidance.scale or [1]) * len(options.ema)
 
 
 def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
@@ -97,7 +97,7 @@ def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
             check_scored(config, options, data)
         yield {
             "max_steps": config["trainer"]["max_steps"],
-            "judges": (config.get("evaluation") or {}).get("judges") or [],
+            "judges": (config.get("evaluation") or {}).get("metrics") or [],
             "runs": [str(run_directory(config | {"seed_everything": s})) for s in request["seeds"]],
         }
 
@@ -135,25 +135,25 @@ def is_large(config: dict[str, Any]) -> bool:
 
 def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) -> None:
     """Refuse an evaluation that could only fail after training."""
-    asked = plain(options.judges or (config.get("evaluation") or {}).get("judges") or [])
+    asked = plain(options.metrics or (config.get("evaluation") or {}).get("metrics") or [])
     if not asked:
         raise ValueError(
-            "evaluate: there is no judge: set evaluation.judges in the config, or evaluate.judges here"
+            "evaluate: there is no metric: set evaluation.metrics in the config, or evaluate.metrics here"
         )
-    if any(w != 1 for w in options.guidance or ()) and not config["model"].get(
+    if any(w != 1 for w in options.guidance.scale or ()) and not config["model"].get(
         "class_dropout_prob"
     ):
         raise ValueError(
-            f"evaluate.guidance: {options.guidance} needs a model that was trained without labels too: "
+            f"evaluate.guidance.scale: {options.guidance.scale} needs a model that was trained without labels too: "
             "model.class_dropout_prob > 0"
         )
     judges = []
     with suppress(ValueError):  # the weights they need may be where the scoring will be
-        judges = instantiate_judges(asked)
+        judges = instantiate_metrics(asked)
     with suppress(OSError):
         if data is not None:
             try:
-                check_judges(judges, data)
+                check_metrics(judges, data)
             except ValueError as error:
                 raise ValueError(f"evaluate: {error}") from error
 

@@ -143,7 +143,7 @@ class Checkpoints(Checkpoint):
         if group == "eval" and not scores:
             raise ValueError(
                 f"checkpoints.monitor={self.monitor} is a score, and none is taken during training: name judges with "
-                "evaluation.judges, and set evaluation.every_n_steps to a multiple of checkpoints.every_n_train_steps"
+                "evaluation.metrics, and set evaluation.every_n_steps to a multiple of checkpoints.every_n_train_steps"
             )
         if group != "eval":
             raise ValueError(

@@ -158,7 +158,7 @@ def test_samples_are_decoded_for_pictures_judges_and_files(fit, fmlightning, tmp
 def test_a_judge_of_the_density_of_images_refuses_latents(fmlightning, repository, tmp_path):
     status, shown = fmlightning(
         "fit", "--config", repository / "configs/images/digits_latent.yaml",
-        "--evaluation.judges=[{class_path: NegativeLogLikelihood}]", f"--run_dir={tmp_path / 'run'}",
+        "--evaluation.metrics=[{class_path: NegativeLogLikelihood}]", f"--run_dir={tmp_path / 'run'}",
         "--wandb.mode=disabled",
     )  # fmt: skip
     assert (status, "this one is of the latents" in shown) == (2, True), shown

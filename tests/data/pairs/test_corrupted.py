@@ -12,7 +12,7 @@ from fmlightning.data.pairs.corruptions import Blurred, Downsampled, Noisy
 from fmlightning.flow.keys import Key
 
 SMALL = (
-    "images/denoise_digits", "--trainer.max_steps=2", "--evaluation.judges=[]", "--model.solver.num_steps=4",
+    "images/denoise_digits", "--trainer.max_steps=2", "--evaluation.metrics=[]", "--model.solver.num_steps=4",
     "--model.network.channels=8", "--model.network.head_channels=8",
 )  # fmt: skip
 

@@ -138,7 +138,7 @@ def test_images_and_gradients_pass_through():
 
 QUICK = (
     "--trainer.max_steps=3", "--data.val_size=64", "--data.test_size=64", "--trainer.limit_val_batches=0",
-    "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 32}}]", "--evaluation.at_end=true",
+    "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 2, size: 32}}]", "--evaluation.at_end=true",
     "--model.network.width=8", "--model.network.depth=1", "--model.solver={method: dopri5, failed: nan}",
 )  # fmt: skip
 

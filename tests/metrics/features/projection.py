@@ -1,4 +1,4 @@
-"""A feature network that costs nothing, real samples that count how they are read, and judges at several processes.
+"""A feature network that costs nothing, real samples that count how they are read, and metrics at several processes.
 
 python projection.py FOLDER RANK SIZE [WEIGHTS SHA256]
 """
@@ -72,7 +72,7 @@ def images(count, seed):
     return Key(seed).fold("images").streams(torch.arange(count)).uniform((1, 4, 4)) * 1.8 - 0.9
 
 
-def judges(weights=None):
+def metrics(weights=None):
     if weights:
         return [Frechet("inception", 8, weights=weights[0], sha256=weights[1])]
     network = Projection()
@@ -92,16 +92,16 @@ def scores(rank, size, weights=None):
     reference, held_out = images(101, 1), images(67, 2)
     labels = torch.arange(101) % 3, torch.arange(67) % 3
     found = {}
-    for judge in judges(weights):
-        n = judge.num_samples
+    for metric in metrics(weights):
+        n = metric.num_samples
         real = ReferenceSamples(reference[:9], held_out[:8], None, 256) if weights else None
-        judge.meet(real or ReferenceSamples(reference, held_out, labels, 256, "f" * 64))
+        metric.fit_reference(real or ReferenceSamples(reference, held_out, labels, 256, "f" * 64))
         x, index, y = images(n, 3), torch.arange(n), torch.arange(n) % 3
         block = 5 if weights else 20
         for first in range(0, n, block * size):
             rows = index[first + rank * block : first + rank * block + block]
-            judge.update(x[rows], rows, y[rows])
-        found |= {f"{type(judge).__name__} {name}": v for name, v in judge.compute().items()}
+            metric.update(x[rows], rows, y[rows])
+        found |= {f"{type(metric).__name__} {name}": v for name, v in metric.compute().items()}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Judges on features: their laws, what they read, keep and hold, and the same scores on any number of processes."""
+"""Metrics on features: their laws, what they read, keep and hold, and the same scores on any number of processes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from fmlightning.metrics.features.inception_score import Entropies, InceptionSco
 from fmlightning.metrics.features.kernel import KernelDistance, kernel_distances, mmd2
 from fmlightning.metrics.features.precision_recall import PrecisionRecall, covered, reach
 from fmlightning.runs.cache import cache_folder
-from fmlightning.studies.evaluate.scoring import instantiate_judges
+from fmlightning.studies.evaluate.scoring import instantiate_metrics
 
 HERE = Path(__file__).parent
 
@@ -71,10 +71,10 @@ def test_precision_and_recall_tell_what_is_wrong():
     few, wild = real[:20].repeat(10, 1, 1, 1), (images(200, 4) * 1.1).sign() * 0.98
     found = []
     for x in (few, wild):
-        judge = PrecisionRecall(Projection(), 200)
-        judge.prepare(real, images(200, 2), None, 256)
-        judge.update(x, torch.arange(200))
-        found.append(judge.compute())
+        metric = PrecisionRecall(Projection(), 200)
+        metric.prepare(real, images(200, 2), None, 256)
+        metric.update(x, torch.arange(200))
+        found.append(metric.compute())
     (few, wild), p, r = found, "precision_projection@200", "recall_projection@200"
     assert few[p] == 1  # each is a real image
     assert few[r] < 0.5 < few[f"{r}_real"]
@@ -99,17 +99,17 @@ def test_the_classifier_score_of_sure_and_of_unsure_answers():
 def test_a_large_reference_is_streamed_and_read_once():
     first = Streamed(5000, test=300)
     network = Projection()
-    judge = Frechet(network, 300)
-    judge.meet(first)
+    metric = Frechet(network, 300)
+    metric.fit_reference(first)
     assert first.read == ["reference", "test"]
-    assert first.most <= 2  # one in the judge's hand and the one that follows
+    assert first.most <= 2  # one in the metric's hand and the one that follows
     assert network.images == 5000 + 300 + 1
     second = Streamed(5000, test=300)
     again = Frechet(Projection(), 300)
-    again.meet(second)
+    again.fit_reference(second)
     assert second.read == ["test"]
     found = []
-    for each in (judge, again):
+    for each in (metric, again):
         for rows in torch.arange(300).split(70):
             each.update(images(300, 5)[rows], rows)
         assert sum(v.numel() for v in each.generated.state_dict().values()) <= 6 * 6 + 6 + 1
@@ -119,11 +119,11 @@ def test_a_large_reference_is_streamed_and_read_once():
 
 def test_some_of_a_set_are_spread_over_it():
     """Of a folder in the order of its classes, the first would all be of one."""
-    judge, real = Frechet(Projection(), 40), Streamed(95, block=30)
-    judge.meet(real)
-    found = judge.features_of(real, "reference", 10)
+    metric, real = Frechet(Projection(), 40), Streamed(95, block=30)
+    metric.fit_reference(real)
+    found = metric.features_of(real, "reference", 10)
     whole = torch.cat([batch["x1"] for batch in real.eval_batches("reference")])
-    expected = judge.layers(whole[[0, 9, 19, 28, 38, 47, 57, 66, 76, 85]])["features"]
+    expected = metric.layers(whole[[0, 9, 19, 28, 38, 47, 57, 66, 76, 85]])["features"]
     assert torch.equal(found, expected)
 
 
@@ -135,20 +135,20 @@ def test_another_network_or_other_data_do_not_share_a_file():
             network.weight *= 2
         if change == "data":
             real.fingerprint = "e" * 64
-        judge = Frechet(network, 40)
-        judge.meet(real)
+        metric = Frechet(network, 40)
+        metric.fit_reference(real)
         assert real.read == ["reference"]
-    Frechet(Projection(), 40).meet(reference)
+    Frechet(Projection(), 40).fit_reference(reference)
     assert reference.read == []
 
 
 def test_a_torn_file_is_made_again():
-    Frechet(Projection(), 40).meet(Streamed(50))
+    Frechet(Projection(), 40).fit_reference(Streamed(50))
     (path,) = cache_folder().glob("features-gaussian-*.pt")
     path.write_bytes(path.read_bytes()[:100])
     real = Streamed(50)
     with pytest.warns(UserWarning, match="cannot be read and is made again"):
-        Frechet(Projection(), 40).meet(real)
+        Frechet(Projection(), 40).fit_reference(real)
     assert real.read == ["reference"]
     assert torch.load(path, weights_only=True)["mean"].shape == (6,)
     assert not list(cache_folder().glob("*.tmp"))
@@ -158,7 +158,7 @@ def test_a_folder_that_takes_no_files_is_no_obstacle(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FMLIGHTNING_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot be written.*FMLIGHTNING_CACHE"):
-        Frechet(Projection(), 40).meet(Streamed(50))
+        Frechet(Projection(), 40).fit_reference(Streamed(50))
 
 
 def test_the_classifier_is_trained_once(monkeypatch):
@@ -170,16 +170,16 @@ def test_the_classifier_is_trained_once(monkeypatch):
         classifier, "train_classifier", lambda *a: calls.append(1) or original(*a, epochs=2)
     )
     found = []
-    for judge in (
+    for metric in (
         Frechet("digits"),
         KernelDistance("digits"),
         PrecisionRecall("digits"),
         InceptionScore("digits"),
     ):
-        judge.meet(data)
+        metric.fit_reference(data)
         x = data.eval_samples("test")
-        judge.update(x["x1"], torch.arange(350), x["y"])
-        found.append(judge.compute())
+        metric.update(x["x1"], torch.arange(350), x["y"])
+        found.append(metric.compute())
     assert len(calls) == 1
     names = [name for each in found for name in each]
     assert [n for n in names if not n.endswith(("_std", "_real"))] == [
@@ -195,33 +195,33 @@ def test_the_classifier_is_trained_once(monkeypatch):
 def test_judges_of_one_network_look_once():
     network, x, index = Projection(), images(60, 3), torch.arange(60)
     kinds = [Frechet(network, 60), KernelDistance(network, 60), PrecisionRecall(network, 60)]
-    for judge in kinds:
-        judge.prepare(images(80, 1), images(60, 2), None, 256)
+    for metric in kinds:
+        metric.prepare(images(80, 1), images(60, 2), None, 256)
     network.images = 0
-    for judge in kinds:
-        judge.update(x, index)
+    for metric in kinds:
+        metric.update(x, index)
     assert network.images == 60
-    before = [judge.compute() for judge in kinds]
-    for judge in kinds:
-        judge.reset()
-        judge.update(x, index)
-    assert [judge.compute() for judge in kinds] == before
+    before = [metric.compute() for metric in kinds]
+    for metric in kinds:
+        metric.reset()
+        metric.update(x, index)
+    assert [metric.compute() for metric in kinds] == before
 
 
 def test_no_other_network_gives_a_fid():
     class Other(Projection):
         name = "inception"
 
-    for judge, name in ((Frechet, "frechet_inception"), (KernelDistance, "kid_inception")):
-        assert judge(Other(), 40).name == name
+    for metric, name in ((Frechet, "frechet_inception"), (KernelDistance, "kid_inception")):
+        assert metric(Other(), 40).name == name
 
 
 def test_judges_go_by_their_short_names():
     for name in ("Frechet", "KernelDistance", "PrecisionRecall", "InceptionScore"):
         config = {"class_path": name, "init_args": {"features": "digits", "num_samples": 200}}
-        (judge,) = instantiate_judges([config])
-        assert type(judge).__name__ == name
-        assert judge.num_samples == 200
+        (metric,) = instantiate_metrics([config])
+        assert type(metric).__name__ == name
+        assert metric.num_samples == 200
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_judges_go_by_their_short_names():
         (lambda: PrecisionRecall(Projection(), 3), "neighbour=3"),
         (lambda: InceptionScore(Projection(), 5), "splits=10"),
         (
-            lambda: KernelDistance(Projection(), 50, subset_size=40).meet(Streamed(30)),
+            lambda: KernelDistance(Projection(), 50, subset_size=40).fit_reference(Streamed(30)),
             "30 training",
         ),
     ],

@@ -76,14 +76,14 @@ def ours(weights, generated, reference):
         Frechet("spatial", N, **weights),
     )
     seen, scores = [], {}
-    for judge in kinds:
+    for metric in kinds:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FMLIGHTNING_CACHE", str(weights["weights"]) + ".cache")
-            judge.prepare(points(reference), points(reference)[:0], None, 256)
+            metric.prepare(points(reference), points(reference)[:0], None, 256)
         for rows in torch.arange(N).flip(0).split(4):  # in any order
-            judge.update(points(generated)[rows], rows)
-        seen.append(judge.network)
-        scores |= judge.compute()
+            metric.update(points(generated)[rows], rows)
+        seen.append(metric.network)
+        scores |= metric.compute()
     assert all(network is seen[0] for network in seen)
     return scores
 
@@ -182,7 +182,7 @@ def test_weights_of_another_digest_are_not_read(monkeypatch, tmp_path):
         Frechet("inception", weights=str(path), sha256="0" * 64)
     with pytest.raises(ValueError, match="64 hexadecimal"):
         Frechet("inception", weights=str(path), sha256="6726825d")
-    assert Frechet("inception", weights=str(path), sha256=digest).rests_on() == {
+    assert Frechet("inception", weights=str(path), sha256=digest).provenance() == {
         "inception_sha256": digest
     }
 

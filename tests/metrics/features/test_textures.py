@@ -69,18 +69,18 @@ def test_noise_blur_and_foreign_parts_are_further_than_real_patches():
     data = PhotosData()
     train, test = data.sets["train"], data.sets["test"]
     reference, held_out = (levels_of(s.pixels[:600]) for s in (train, test))
-    judge = Frechet(Textures(), 500)
-    judge.prepare(reference, held_out, None, 256)
+    metric = Frechet(Textures(), 500)
+    metric.prepare(reference, held_out, None, 256)
     real = train.pixels[600:1100].float()
     noisy = (real + 3 * normal(500, 3, 32, 32)).clamp(0, 255)
     blurred = torch.nn.functional.avg_pool2d(real, 3, 1, 1)
     patched = torch.cat((real[:, :, :16], real.roll(1, 0)[:, :, 16:]), 2)
     found = []
     for x in (real, noisy, blurred, patched):
-        judge.reset()
-        judge.update(levels_of(x.round()), torch.arange(500))
-        found.append(judge.compute()["frechet_textures@500"])
-    assert found[0] < judge.real["frechet_textures@500_real"]  # those are of other places
+        metric.reset()
+        metric.update(levels_of(x.round()), torch.arange(500))
+        found.append(metric.compute()["frechet_textures@500"])
+    assert found[0] < metric.real["frechet_textures@500_real"]  # those are of other places
     assert 5 * found[0] < min(found[1:])
 
 
@@ -90,17 +90,17 @@ def test_the_rule_is_that_of_nearest_neighbours():
     places = torch.tensor([[90.0, 120, 100], [110, 100, 150]])
     pixels = (places[y] + 35 * normal(300, 3)).round().clamp(0, 255)[:, :, None, None]
     x = levels_of(pixels)
-    judge = KNNAccuracy(Means(), 150)
-    judge.prepare(x[:150], x[150:], (y[:150], y[150:]), 256)
-    judge.update(x[150:], torch.arange(150), y[150:])
+    metric = KNNAccuracy(Means(), 150)
+    metric.prepare(x[:150], x[150:], (y[:150], y[150:]), 256)
+    metric.update(x[150:], torch.arange(150), y[150:])
     features = pixels[:, :, 0, 0].double().numpy()
     rule = KNeighborsClassifier(5, algorithm="brute").fit(features[:150], y[:150].numpy())
     expected = rule.predict(features[150:])
     share = float(np.mean(expected == y[150:].numpy()))
     assert 0.6 < share < 0.95  # else equal answers say little
-    assert judge.taken_for(pixels[150:, :, 0, 0]).tolist() == expected.tolist()
+    assert metric.taken_for(pixels[150:, :, 0, 0]).tolist() == expected.tolist()
     names = ("accuracy_means@150", "accuracy_means@150_real")
-    assert judge.compute() == {name: pytest.approx(share) for name in names}
+    assert metric.compute() == {name: pytest.approx(share) for name in names}
 
 
 def test_labels_and_enough_neighbours_are_needed():

@@ -1,6 +1,7 @@
 """`fmlightning evaluate`: cells that are scored once, on the same noise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,19 +9,21 @@ import torch
 
 from fmlightning.cli.build import instantiate_data
 from fmlightning.cli.load import load_flow
+from fmlightning.cli.sample import class_labels
 from fmlightning.flow.guidance import Guidance
+from fmlightning.flow.labels import reference_labels
 from fmlightning.metrics.figures import quality
 from fmlightning.metrics.transport import wasserstein2
 from fmlightning.runs.directory import Run
-from fmlightning.studies.evaluate.scoring import instantiate_judges
+from fmlightning.studies.evaluate.scoring import instantiate_metrics
 from fmlightning.studies.evaluate.table import headline, table
 
-JUDGES = '--judges=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
+METRICS = '--metrics=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 SMALL = (
     "--trainer.max_steps=20",
     "--data.test_size=100",
     "--data.val_size=64",
-    "--evaluation.judges=[]",
+    "--evaluation.metrics=[]",
 )
 
 
@@ -30,7 +33,7 @@ def run(fit):
 
 
 def evaluated(fmlightning, run, *options):
-    status, shown = fmlightning("evaluate", run, JUDGES, "--device=cpu", *options)
+    status, shown = fmlightning("evaluate", run, METRICS, "--device=cpu", *options)
     assert status == 0, shown
     return json.loads((run / "evaluations" / "evaluations.json").read_text())
 
@@ -73,17 +76,87 @@ def test_it_scores_what_sample_makes(fmlightning, run, tmp_path):
     assert record["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-6)
 
 
+def test_methods_of_odes_and_sdes_and_classes_share_budgets_and_noise(fmlightning, fit, tmp_path):
+    run = fit("toy/moons", *SMALL, "--model.source=Gaussian")
+    spec = '{"class_path": "SDESolver", "init_args": {"num_steps": 5, "method": "euler_maruyama"}}'
+    options = (f"--solvers=[heun2, euler_maruyama, stochastic_heun, {spec}]", "--nfe=8")
+    records = evaluated(fmlightning, run, *options, "--reference=1e-4")
+    assert [(r["method"], r["budget"], r["nfe"]) for r in records] == [
+        ("heun2", "4 steps", 8), ("euler_maruyama", "8 steps", 8), ("stochastic_heun", "4 steps", 8),
+        ("euler_maruyama", "5 steps", 5),
+    ]  # fmt: skip
+    assert ["solver_error" in r["metrics"] for r in records] == [True, False, False, False]
+    directions = records[0]["higher_is_better"]
+    assert directions["w2"] is directions["solver_error"] is False
+    assert directions["straightness"] is None
+    out = tmp_path / "samples"
+    status, shown = fmlightning(
+        "sample", run, "--n=100", f"--out={out}", "--solver=SDESolver", "--solver.num_steps=4", "--batch_size=30"
+    )  # fmt: skip
+    assert status == 0, shown
+    held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
+    x = torch.from_numpy(np.load(out / "samples.npz")["x"])
+    assert records[2]["metrics"]["w2"] == pytest.approx(wasserstein2(x, held_out), rel=1e-5)
+
+
+def test_another_path_leads_to_the_same_samples_and_is_a_cell_of_its_own(
+    fmlightning, run, tmp_path
+):
+    """Along any path the flow has one end for each start: only the solver's error differs."""
+    tight = ("--solver.method=dopri5", "--solver.rtol=1e-6", "--solver.atol=1e-6")
+    ends = []
+    for number, path in enumerate(((), ("--path=Trigonometric",))):
+        out = tmp_path / str(number)
+        status, shown = fmlightning("sample", run, "--n=50", f"--out={out}", *tight, *path)
+        assert status == 0, shown
+        assert ("floor, the ratio of data to noise" in shown) == bool(path)
+        ends.append(np.load(out / "samples.npz")["x"])
+    assert abs(ends[0] - ends[1]).max() < 1e-3
+    options = ("--solvers=euler", "--nfe=4")
+    (own,) = evaluated(fmlightning, run, *options)
+    (other,) = evaluated(fmlightning, run, *options, "--path=Trigonometric")
+    assert own["metrics"]["w2"] != other["metrics"]["w2"]
+    assert other["path"] == "Trigonometric()"
+
+
 def test_guidance_is_an_axis(fmlightning, fit):
     run = fit(
         "images/digits", "--trainer.max_steps=2", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.class_dropout_prob=0.1",
     )  # fmt: skip
-    judges = '--judges=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
-    records = evaluated(fmlightning, run, judges, "--solvers=euler", "--nfe=2", "--guidance=1,3")
+    metrics = '--metrics=[{"class_path": "Frechet", "init_args": {"features": "digits", "num_samples": 100}}]'
+    records = evaluated(
+        fmlightning, run, metrics, "--solvers=euler", "--nfe=2", "--guidance.scale=1,3"
+    )
     assert [r["guidance"]["scale"] for r in records] == [1, 3]
     assert [r["label"] for r in records] == ["euler", "euler, w = 3"]
     assert records[0]["metrics"] != records[1]["metrics"]
     assert {"frechet_digits@100", "accuracy@100"} <= set(records[0]["metrics"])
+
+
+def test_labels_are_as_frequent_as_in_the_reference_or_balanced(fmlightning, fit, tmp_path, capsys):
+    run = fit(
+        "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
+        "--evaluation.metrics=[]",
+    )  # fmt: skip
+    flow, index = load_flow(run), torch.arange(20)
+    assert sum(flow.class_counts) == 1297
+    for order, expected in (
+        ("reference", reference_labels(index, flow.class_counts)),
+        ("balanced", index % 10),
+    ):
+        options = (
+            "--n=20",
+            f"--out={tmp_path / order}",
+            "--solver.method=euler",
+            f"--labels={order}",
+        )
+        status, shown = fmlightning("sample", run, *options)
+        assert status == 0, shown
+        assert np.load(tmp_path / order / "samples.npz")["y"].tolist() == expected.tolist()
+    older = class_labels(replace(flow, class_counts=None), "reference")
+    assert older(index).tolist() == (index % 10).tolist()
+    assert "earlier version" in capsys.readouterr().out
 
 
 def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
@@ -91,7 +164,7 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
 ):
     weaker = fit("toy/moons", *SMALL, "--trainer.max_steps=3", name="weaker")
     options = ("--solvers=euler", "--nfe=4")
-    by = (*options, f"--weaker={weaker}", "--guidance=1,2")
+    by = (*options, f"--guidance.guide_model={weaker}", "--guidance.scale=1,2")
     (own,) = evaluated(fmlightning, run, *options)
     alone, guided = evaluated(fmlightning, run, *by)
     assert alone == own  # w = 1 is the run itself, and its cell is there already
@@ -99,7 +172,7 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
     out = tmp_path / "samples"
     status, shown = fmlightning(
         "sample", run, "--n=100", f"--out={out}", "--solver.method=euler", "--solver.num_steps=4",
-        f"--guidance.weaker={weaker}", "--guidance.scale=2",
+        f"--guidance.guide_model={weaker}", "--guidance.scale=2",
     )  # fmt: skip
     assert status == 0, shown
     held_out = instantiate_data(Run.open(run).config).eval_samples("test")["x1"]
@@ -124,47 +197,47 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
 
 
 def test_a_weaker_run_without_a_scale_or_of_other_samples_is_refused(fmlightning, fit, run):
-    status, shown = fmlightning("evaluate", run, JUDGES, f"--weaker={run}")
+    status, shown = fmlightning("evaluate", run, METRICS, f"--guidance.guide_model={run}")
     assert status == 2
-    assert "does nothing at --guidance 1: add --guidance 1,2" in shown
+    assert "does nothing at --guidance.scale 1: add --guidance.scale 1,2" in shown
     digits = fit(
         "images/digits", "--trainer.max_steps=1", "--model.network.channels=8", "--model.network.head_channels=8",
         name="digits",
     )  # fmt: skip
     for argv in (
-        ("evaluate", run, JUDGES, f"--weaker={digits}", "--guidance=2"),
-        ("sample", run, f"--guidance.weaker={digits}", "--guidance.scale=2"),
+        ("evaluate", run, METRICS, f"--guidance.guide_model={digits}", "--guidance.scale=2"),
+        ("sample", run, f"--guidance.guide_model={digits}", "--guidance.scale=2"),
     ):
         status, shown = fmlightning(*argv)
         assert status == 2
-        assert f"weaker {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
+        assert f"guide_model {digits} makes samples of shape (1, 8, 8), and this run (2,)" in shown
 
 
-LIKELIHOOD = """--judges=[{"class_path": "NegativeLogLikelihood", "init_args": {
+LIKELIHOOD = """--metrics=[{"class_path": "NegativeLogLikelihood", "init_args": {
     "size": 8, "batch_size": 8, "rtol": 1e-3, "atol": 1e-3, "within": 1e9, "divergence": "hutchinson"}}]"""
 
 
 def test_likelihoods_are_those_of_the_guided_field(fmlightning, fit):
-    """w = 1 is the model itself, whose likelihood the run's own judges have; w = 3 follows another field."""
+    """w = 1 is the model itself, whose likelihood the run's own metrics have; w = 3 follows another field."""
     run = fit(
         "images/digits", "--trainer.max_steps=30", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.class_dropout_prob=0.2", "--model.optimizer.lr=0.01",
     )  # fmt: skip
     records = evaluated(
-        fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance=1,3"
+        fmlightning, run, LIKELIHOOD, "--solvers=euler", "--nfe=1,2", "--guidance.scale=1,3"
     )
     found = {(r["nfe"], r["guidance"]["scale"]): r["metrics"]["nll"] for r in records}
     assert found[1, 1] == found[2, 1]  # whatever the solver of the samples
     assert found[1, 3] == found[2, 3]
     assert abs(found[1, 1] - found[1, 3]) > 1e-2
-    judge = instantiate_judges([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
+    metric = instantiate_metrics([json.loads(LIKELIHOOD.split("=", 1)[1])[0]])[0]
     flow, data = load_flow(run), instantiate_data(Run.open(run).config)
     data.setup("test")
-    judge.meet(data.pixel_data)
+    metric.fit_reference(data.pixel_data)
     for scale, field in ((1, flow.field), (3, flow.guided(Guidance(3.0)))):
-        judge.look(field, flow.source, None, 0, 1)
-        assert judge.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)
-        judge.reset()
+        metric.evaluate_model(field, flow.source, None, 0, 1)
+        assert metric.compute()["nll"] == pytest.approx(found[1, scale], rel=1e-9)
+        metric.reset()
 
 
 def test_a_score_that_a_cell_lacks_is_a_dash_and_the_tolerances_have_no_panel():
@@ -193,7 +266,8 @@ def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightni
 
 
 @pytest.mark.parametrize(
-    "option", ["--guidance.weaker=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"]
+    "option",
+    ["--guidance.guide_model=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"],
 )
 def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option):
     out = tmp_path / "out"
@@ -212,22 +286,25 @@ def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option)
     [
         (("--solvers=heun",), "--solvers heun: choose from euler"),
         (("--solvers=rk4", "--nfe=3"), "pays for no step of rk4"),
-        (("--guidance=2",), "needs a model with labels"),
-        (("--guidance.weaker=runs/a",), "a weaker run is --weaker RUN"),
-        (("--weaker=nowhere", "--guidance=2"), "nowhere is not a run directory"),
+        (("--guidance.scale=2",), "needs a model with labels"),
+        (("--guidance=1,2",), "scales are --guidance.scale 1,2"),
+        (
+            ("--guidance.guide_model=nowhere", "--guidance.scale=2"),
+            "nowhere is not a run directory",
+        ),
         (("--nfe=5,,6",), "--nfe"),
         (("--tolerances=-1", "--solvers=dopri5"), "rtol=-1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(fmlightning, run, options, message):
-    status, shown = fmlightning("evaluate", run, JUDGES, *options)
+    status, shown = fmlightning("evaluate", run, METRICS, *options)
     assert status == 2
     assert message in shown
     assert "Traceback" not in shown
     assert not (run / "evaluations").exists()
 
 
-def test_budgets_are_looked_at_before_judges(fmlightning, run):
+def test_budgets_are_looked_at_before_metrics(fmlightning, run):
     status, shown = fmlightning("evaluate", run, "--nfe=0")
     assert status == 2
     assert "--nfe [0]" in shown

@@ -70,7 +70,7 @@ def write_cell(
     steps = nfe // {"heun2": 2}.get(method, 1)
     adaptive = method == "dopri5"
     record = {
-        "checkpoint": checkpoint, "ema": True, "seed": seed, "batch_size": 100, "judges": [],
+        "checkpoint": checkpoint, "ema": True, "seed": seed, "batch_size": 100, "metric_configs": [],
         "solver": SOLVER.format(method, 50 if adaptive else steps, grid), "method": method,
         "budget": "tol 1e-05" if adaptive else f"{steps} steps",
         "guidance": {"scale": scale, "interval": [0.0, 1.0], "rescale": False, "zero_until": 0.0},

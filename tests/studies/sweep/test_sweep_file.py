@@ -101,7 +101,7 @@ BAD = {
     "exclude all": ({"axes": {"a": [1]}, "exclude": [{"a": 1}]}, "no cell is left of 1"),
     "exclude text": ({"exclude": ["a"]}, "exclude: a must be a mapping"),
     "evaluate unknown": ({"evaluate": {"solver": ["euler"]}}, "evaluate.solver: unknown key; did you mean solvers?"),
-    "evaluate weaker": ({"evaluate": {"weaker": "runs/a"}}, "evaluate.weaker: a sweep does not know"),
+    "evaluate guide model": ({"evaluate": {"guidance.guide_model": "runs/a"}}, "guide_model: a sweep does not know"),
     "evaluate empty": ({"evaluate": {"nfe": []}}, "evaluate.nfe: [] must be a list with at least one value"),
     "evaluate scalar": ({"evaluate": {"nfe": 4}}, "evaluate.nfe: 4 must be a list"),
     "samples n": ({"samples": {"n": 0, "a": {"uniform": [0, 1]}}}, "samples.n: 0 must be a whole number above 0"),

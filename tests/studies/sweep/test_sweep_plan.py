@@ -17,7 +17,7 @@ from fmlightning.studies.sweep.plan import plan
 CONFIG = Path(__file__).parents[3] / "configs" / "toy" / "moons.yaml"
 QUICK = {
     "trainer.max_steps": 20, "trainer.val_check_interval": 20, "data.val_size": 64, "data.test_size": 100,
-    "evaluation.judges": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],
+    "evaluation.metrics": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],
     "evaluation.at_end": False, "samples.at_end": False, "trajectories.at_end": False, "wandb.mode": "disabled",
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_cells_lie_where_fit_will_put_them(planned, fmlightning):
     assert run.manifest["seed"] == 4
 
 
-def test_new_judges_of_a_trained_run_are_asked(planned, fmlightning):
+def test_new_metrics_of_a_trained_run_are_asked(planned, fmlightning):
     """They change no weights, so the run is the same one, and its old scores are not what is asked for."""
     options = {"seeds": [3], "evaluate": {"solvers": ["euler"], "nfe": [2]}}
     found = planned(**options)
@@ -72,12 +72,12 @@ def test_new_judges_of_a_trained_run_are_asked(planned, fmlightning):
     assert fmlightning(*found.work(cell).fit[3:], *quiet)[0] == 0
     assert planned(**options).work(cell).evaluate == found.evaluate
     judges = [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 60}}]
-    other = planned(**options, set={"evaluation.judges": judges})
+    other = planned(**options, set={"evaluation.metrics": judges})
     assert other.cells[0].run == cell.run
     work = other.work(other.cells[0])
     assert work.evaluate[:-1] == found.evaluate
     assert work.score[-1] == work.evaluate[-1]
-    assert json.loads(work.score[-1].removeprefix("--judges="))[0]["init_args"]["size"] == 60
+    assert json.loads(work.score[-1].removeprefix("--metrics="))[0]["init_args"]["size"] == 60
 
 
 GREEDY = {"class_path": "Wasserstein", "init_args": {"size": 5000}}
@@ -95,9 +95,9 @@ BAD = {
     "nfe too small": ({"evaluate": {"solvers": ["rk4"], "nfe": [3]}}, "evaluate: --nfe [3] pays for no step of rk4"),
     "grid": ({"evaluate": {"solvers": ["euler"], "grids": ["Grid"]}}, "evaluate: --grids Grid"),
     "ema": ({"evaluate": {"ema": ["both"]}}, "evaluate: argument --ema: both must be true or false"),
-    "guidance without labels": ({"evaluate": {"guidance": [1, 2]}}, "evaluate.guidance: [1.0, 2.0] needs a model"),
-    "no judge": ({"set": {"evaluation.judges": []}, "evaluate": {"nfe": [4]}}, "evaluate: there is no judge"),
-    "too few samples": ({"evaluate": {"judges": [GREEDY]}}, "evaluate: evaluation.judges: Wasserstein needs subsets"),
+    "guidance without labels": ({"evaluate": {"guidance.scale": [1, 2]}}, "evaluate.guidance.scale: [1.0, 2.0] needs"),
+    "no metric": ({"set": {"evaluation.metrics": []}, "evaluate": {"nfe": [4]}}, "evaluate: there is no metric"),
+    "too few samples": ({"evaluate": {"metrics": [GREEDY]}}, "evaluate: evaluation.metrics: Wasserstein needs subsets"),
 }  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def test_a_preempted_training_ends_as_one_that_ran_through(
         "set": {
             "trainer.max_steps": 200, "trainer.val_check_interval": 100, "checkpoints.every_n_train_steps": 50,
             "data.val_size": 64, "data.test_size": 100, "trainer.log_every_n_steps": 10,
-            "evaluation.judges": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],
+            "evaluation.metrics": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],
             "trainer.callbacks": [hold],
             "evaluation.at_end": False, "samples.at_end": False, "trajectories.at_end": False, "wandb.mode": "disabled",
         },

@@ -30,7 +30,7 @@ def write(tmp_path):
         quick = {
             "trainer.max_steps": 2, "data.test_size": 100, "data.val_size": 64, "samples.at_end": False,
             "trajectories.at_end": False, "wandb.mode": "disabled", "evaluation.at_end": False,
-            "evaluation.judges": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],
+            "evaluation.metrics": [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}],
         }  # fmt: skip
         path = tmp_path / "sweep.yaml"
         path.write_text(

@@ -19,7 +19,7 @@ SCALED = {
     "toy/moons": (
         "--trainer.max_steps=4", "--data.test_size=200", "--data.val_size=64", "--trainer.log_every_n_steps=2",
         "--trainer.val_check_interval=2", "--model.solver={method: euler, num_steps: 4}",
-        "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 100}}]",
+        "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 2, size: 100}}]",
     ),
     "images/digits": (
         "--trainer.max_steps=4", "--model.solver={method: euler, num_steps: 4}", "--trainer.log_every_n_steps=2",

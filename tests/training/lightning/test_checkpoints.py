@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_network_says_which_keys_differ(fit, resume):
 
 
 JUDGED = (
-    "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]", "--data.test_size=100",
+    "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 2, size: 50}}]", "--data.test_size=100",
     "--evaluation.every_n_steps=4", "--model.solver={method: euler, num_steps: 3}",
 )  # fmt: skip
 
@@ -441,7 +441,7 @@ def test_a_metric_of_validation_has_a_checkpoint_wherever_it_is_measured(fit):
         ("val/los", "val/loss"),
         ("train/los", "train/loss"),
         ("loss", "val/loss"),
-        ("eval/w2", "evaluation.judges"),
+        ("eval/w2", "evaluation.metrics"),
     ],
 )
 def test_a_metric_that_is_not_there_is_refused_before_the_first_step(

@@ -28,7 +28,7 @@ LIGHTNING = 0
 TOY = (
     "toy/moons", "--model.network.width=16", "--model.network.depth=2", "--data.val_size=64", "--data.test_size=64",
     "--data.batch_size=32", "--trainer.max_steps=53", "--trainer.log_every_n_steps=6", "--checkpoints.save_top_k=-1",
-    "--checkpoints.every_n_train_steps=20", "--evaluation.judges=[]",
+    "--checkpoints.every_n_train_steps=20", "--evaluation.metrics=[]",
 )  # fmt: skip
 RUNS = {
     # validations and ends of epochs off the ends of steps, a schedule, gradients clipped
