@@ -312,7 +312,6 @@ class FlowMatching(LightningModule):
             "num_classes": self.num_classes,
             "class_counts": list(self.class_counts),
             "num_bins": self.num_bins,
-            "class_counts": list(self.class_counts),
             "paired": self.source.paired,
             "latent": self.latent,
         }
