@@ -30,7 +30,7 @@ from fmlightning.data.module import FlowData
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.size import describe
-from fmlightning.runs.checksum import require_whole, sealed_step
+from fmlightning.runs.checksum import recorded_step, require_intact
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run, require_vacant, run_directory
 from fmlightning.runs.lock import leave, occupy
@@ -256,14 +256,14 @@ class FlowCLI(LightningCLI):
             return None
         if resumes:
             path, wrong = run.whole_checkpoint()
-            say("\n".join((*wrong, f"going on from {path}, step {sealed_step(path)}")))
+            say("\n".join((*wrong, f"going on from {path}, step {recorded_step(path)}")))
             return str(path)
         path = Path(named) if named else run.checkpoint()
         if path.is_dir():
             path = Run.open(path).checkpoint()
         if not path.is_file():
             raise FileNotFoundError(f"ckpt_path={named}: no such checkpoint or run directory")
-        require_whole(path)
+        require_intact(path)
         return str(path)
 
     def claim(self, options: Namespace) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fmlightning.runs.compare import Record, compare
 from fmlightning.runs.directory import Run
+from fmlightning.runs.metrics_csv import last_step
 
 CONFIG = """\
 model:
@@ -131,12 +132,6 @@ class Process:
         if int(after) > int(self.waited):
             print(".", end="", file=sys.stderr, flush=True)
         self.waited = after
-
-
-def last_step(metrics: Path) -> int:
-    """The step of the last whole row of a metrics file; 0 before the first."""
-    rows = metrics.read_text().split("\n")[1:-1] if metrics.is_file() else []
-    return int(rows[-1].split(",")[0]) if rows else 0
 
 
 def alone() -> dict[str, str]:

@@ -5,11 +5,12 @@ as tensors alone: no file can run code.
 """
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from fmlightning.runs.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ def read(path: Path) -> "Tensors | None":
         return None
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # of a torn file torch raises one of many
+    except Exception as error:  # torch raises one of many for a corrupt file
         warnings.warn(f"{path} cannot be read and is made again: {error}", stacklevel=1)
         return None
 
@@ -77,9 +78,8 @@ def write(path: Path, tensors: Tensors) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with atomic_write(path) as file:
             torch.save({key: value.cpu() for key, value in tensors.items()}, file)
-        os.replace(file.name, path)
     except OSError as error:
         warnings.warn(
             f"{path} cannot be written, so it will be made again: {error}; ${VARIABLE} names another folder",

@@ -5,7 +5,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from fmlightning.runs.checksum import require_sealed
+from fmlightning.runs.checksum import verify_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     with path.open("rb") as file:
-        require_sealed(file, path)
+        verify_checksum(file, path)
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:  # whose advice would run what is in the file

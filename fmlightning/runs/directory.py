@@ -7,20 +7,19 @@ The hash covers what changes the result, not the machine it was computed on, so 
 later command finds the same directory. Reading one needs neither torch nor Lightning.
 """
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from fmlightning.runs.checksum import recorded_step, require_intact
 from fmlightning.runs.config_hash import config_hash
-from fmlightning.runs.checksum import require_whole, sealed_step
-
+from fmlightning.runs.files import is_unfinished
 
 RUN_FILES = {
     "config.yaml",
@@ -31,9 +30,6 @@ RUN_FILES = {
     "ema",
     "wandb",
 }
-UNFINISHED = "config.tmp"
-"""All that is left of a run which was killed before its config was whole."""
-
 RUN_MARKS = ("config.yaml", "manifest.json", "metrics.csv", "checkpoints")
 """Any of these makes a directory a run's."""
 
@@ -43,12 +39,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 def runs_root() -> Path:
     """$FMLIGHTNING_RUNS, or `runs` in the current directory."""
     return Path(os.environ.get("FMLIGHTNING_RUNS", "runs"))
-
-
-
-
-
-
 
 
 def run_directory(config: dict[str, Any]) -> Path:
@@ -85,10 +75,10 @@ def require_vacant(folder: Path) -> None:
     file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if file:
         raise ValueError(f"run_dir={folder} cannot be: {file} is a file; {cure}")
-    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    left = folder / UNFINISHED
-    if left.is_file() and not left.is_symlink():
-        inside -= {UNFINISHED}
+    # a run that was killed before its config was whole leaves an unfinished file
+    inside = (
+        {p.name for p in folder.iterdir() if not is_unfinished(p)} if folder.is_dir() else set()
+    )
     if inside and not inside & RUN_FILES:
         raise ValueError(f"run_dir={folder} holds other files and no run; {cure}")
 
@@ -145,7 +135,7 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Its checkpoints: `last.ckpt`, then the others from the highest step down."""
         files = [p for p in (self.path / "checkpoints").glob("*.ckpt") if p.is_file()]
-        return sorted(files, key=lambda p: (p.stem == "last", sealed_step(p) or -1), reverse=True)
+        return sorted(files, key=lambda p: (p.stem == "last", recorded_step(p) or -1), reverse=True)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -176,7 +166,7 @@ class Run:
         wrong: list[str] = []
         for path in self.checkpoints:
             try:
-                require_whole(path)
+                require_intact(path)
             except ValueError as error:
                 wrong.append(str(error))
             else:
@@ -218,14 +208,6 @@ def folders(root: Path) -> list[Path]:
     return sorted(p for p in seen if is_run(p) or not p.is_symlink())
 
 
-
-
-
-
-
-
-
-
 def absent(checkpoint: Path) -> FileNotFoundError:
     """What to say of a checkpoint that is not there: which ones are."""
     run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
@@ -234,11 +216,3 @@ def absent(checkpoint: Path) -> FileNotFoundError:
         f"{checkpoint}: there is no such checkpoint. The checkpoints of {run}: {there}; "
         "name one of them, or the run for its newest"
     )
-
-
-
-
-
-
-
-

@@ -196,13 +196,3 @@ def test_a_short_run_is_killed_and_resumed_bit_for_bit(command, home, tmp_path):
 def test_a_short_run_that_cannot_train_says_why(monkeypatch):
     with pytest.raises(rehearsal.Failed, match="exit status 2: error: "):
         rehearsal.rehearse("no such accelerator")
-
-
-@pytest.mark.parametrize(
-    ("text", "step"),
-    [(None, 0), ("", 0), ("step,a\n", 0), ("step,a\n9,1.0\n", 9), ("step,a\n9,1.0\n19,", 9)],
-)
-def test_what_a_run_has_logged_is_read_from_its_file(tmp_path, text, step):
-    if text is not None:
-        (tmp_path / "metrics.csv").write_text(text)
-    assert rehearsal.last_step(tmp_path / "metrics.csv") == step

@@ -27,8 +27,8 @@ from fmlightning.flow.solvers.solution import Solution, SolverError
 from fmlightning.metrics.metric import Judge
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
-from fmlightning.runs.checksum import put_in_place
 from fmlightning.runs.directory import Run
+from fmlightning.runs.files import atomic_write
 from fmlightning.runs.weights import weights_file
 from fmlightning.studies.evaluate.grid import Cell, cells
 from fmlightning.studies.evaluate.reference import METHOD, Reference
@@ -161,7 +161,7 @@ class Scorer:
                 judge.reset()
         if self.shard.rank == 0 and "error" not in record:
             self.folder.mkdir(exist_ok=True)
-            with put_in_place(self.file(cell)) as file:
+            with atomic_write(self.file(cell)) as file:
                 file.write((json.dumps(record, indent=2) + "\n").encode())
         return record
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmlightning.runs.directory import Run
+from fmlightning.runs.files import write_text
 from fmlightning.runs.lock import occupant
 from fmlightning.runs.signals import EXIT_CODES
 from fmlightning.studies.sweep.cells import Cell
-from fmlightning.studies.sweep.status import Status, note_scores, status, write_text
+from fmlightning.studies.sweep.status import Status, note_scores, status
 
 PROMPT = "\n$ "
 

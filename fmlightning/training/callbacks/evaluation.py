@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from fmlightning.data.module import FlowData
 from fmlightning.flow.solvers.solution import Solution, SolverError
 from fmlightning.metrics.metric import Judge
+from fmlightning.runs.files import write_text
 from fmlightning.training.callbacks.periodic import Periodic
 from fmlightning.training.ema.callback import evaluation_weights
 from fmlightning.training.lightning.shutdown import stop_between
@@ -98,8 +99,7 @@ class Evaluation(Periodic):
         }
         name = "evaluation" if training else str(trainer.state.fn.value)  # type: ignore[union-attr]
         path = Path(trainer.default_root_dir) / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(path, json.dumps(record, indent=2) + "\n")
         if not training:
             print("\n".join(f"{name:24} {value:.5g}" for name, value in scores.items()))
             print(f"written: {path}")

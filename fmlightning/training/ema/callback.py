@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from fmlightning.runs.checksum import clear_unfinished
+from fmlightning.runs.files import clear_unfinished
 from fmlightning.training.ema.power import exponent, keeps, require_width
 from fmlightning.training.ema.snapshots import FOLDER, write_snapshot
 from fmlightning.training.lightning.next_step import step_after

@@ -20,13 +20,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fmlightning.runs.checkpoint import read_checkpoint
-from fmlightning.runs.checksum import (
-    clear_unfinished,
-    naming,
-    put_in_place,
-    seal,
-    sealed_step,
-)
+from fmlightning.runs.checksum import append_checksum, recorded_step
+from fmlightning.runs.files import atomic_write, clear_unfinished, explain_write_errors
 from fmlightning.training.lightning.next_step import step_after
 from fmlightning.training.metrics_file import MetricsFile
 
@@ -45,9 +40,9 @@ class ChecksummedFiles(CheckpointIO):
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), put_in_place(path) as file:
+        with explain_write_errors(path), atomic_write(path) as file:
             torch.save(checkpoint, file)
-            seal(file, checkpoint["global_step"])
+            append_checksum(file, checkpoint["global_step"])
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -60,7 +55,7 @@ class ChecksummedFiles(CheckpointIO):
 
 def copy_checkpoint(path: Path, to: Path) -> None:
     """Write a checkpoint under a second name: bytes of its own, so that no damage of one touches the other."""
-    with path.open("rb") as file, naming(to), put_in_place(to) as copy:
+    with path.open("rb") as file, explain_write_errors(to), atomic_write(to) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
 
 
@@ -158,7 +153,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = trainer.ckpt_path
-        mine = f"{path} of step {sealed_step(Path(path))}" if path else "step 0"
+        mine = f"{path} of step {recorded_step(Path(path))}" if path else "step 0"
         first = trainer.strategy.broadcast(mine)
         if not trainer.strategy.reduce_boolean_decision(mine == first):
             raise ValueError(
