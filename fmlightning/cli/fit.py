@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import restricted_number_type
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -44,6 +43,7 @@ from fmlightning.training.callbacks.trajectories import Trajectories
 from fmlightning.training.ema.callback import EMA
 from fmlightning.training.lightning.checkpoints import Checkpoints, ChecksummedFiles
 from fmlightning.training.lightning.fast_loop import FastLoop
+from fmlightning.training.lightning.internals import OpenCLI, process_rank
 from fmlightning.training.lightning.peers import PeerWatchdog, left_alone
 from fmlightning.training.lightning.shutdown import (
     GracefulShutdown,
@@ -110,7 +110,7 @@ def check_scheduler(scheduler: dict[str, Any] | None, trainer: Namespace) -> Non
         )
 
 
-class FlowCLI(LightningCLI):
+class FlowCLI(OpenCLI):
     """The LightningCLI of flow matching."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
@@ -186,9 +186,6 @@ class FlowCLI(LightningCLI):
         """Lightning's, without the option to unpickle a checkpoint."""
         return {k: {*v, "weights_only"} for k, v in LightningCLI.subcommands().items()}
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would put the checkpoint's hyperparameters over the command line."""
-
     # -- run directory ----------------------------------------------------------------------------
 
     @property
@@ -203,12 +200,12 @@ class FlowCLI(LightningCLI):
         options.trainer.default_root_dir = str(self.folder)
         options.checkpoints.dirpath = str(self.folder / "checkpoints")
         options.ckpt_path = self.checkpoint(options.ckpt_path)
-        if self.subcommand == "fit" and _get_rank() in (None, 0):
+        if self.subcommand == "fit" and process_rank() == 0:
             self.claim(options)
 
     def resolve(self) -> None:
         """The config with all its defaults, or what is wrong with it."""
-        options, parser = self.options, self._parser(self.subcommand)
+        options, parser = self.options, self.parser_of(self.subcommand)
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
         self.take_start(options)
@@ -307,9 +304,9 @@ class FlowCLI(LightningCLI):
             if self.start is not None and self.subcommand == "fit":
                 start_from(self.model.network, self.start, self.options.init_from)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
         with self.naming_options():
-            super()._run_subcommand(subcommand)
+            super().run_subcommand(subcommand)
 
     @contextmanager
     def naming_options(self) -> Iterator[None]:
@@ -323,7 +320,7 @@ class FlowCLI(LightningCLI):
             raise ValueError(words) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = self._get(self.config_init, "trainer")
+        trainer = self.built("trainer")
         callbacks: list[Callback] = [
             PeerWatchdog(),
             Provenance(self.resolved, self.text),
@@ -364,7 +361,7 @@ class FlowCLI(LightningCLI):
             return [MetricsFile(self.folder)]
         if asked not in (None, True):
             return [MetricsFile(self.folder), *as_list(asked)]
-        tracking = self._get(self.config_init, "wandb")
+        tracking = self.built("wandb")
         mirror = wandb_logger(
             tracking, self.folder, self.resolved["experiment"], self.options.rerun
         )
@@ -374,9 +371,9 @@ class FlowCLI(LightningCLI):
         # all that can be refused is refused before the first file is written
         self.datamodule.check(self.trainer.world_size)
         self.model.check(self.datamodule)
-        evaluation = self._get(self.config_init, "evaluation")
+        evaluation = self.built("evaluation")
         evaluation.check(self.datamodule)
-        self._get(self.config_init, "checkpoints").check(
+        self.built("checkpoints").check(
             scores=bool(evaluation.judges and evaluation.every_n_steps),
             callbacks=bool(self.options.trainer.callbacks),
         )
@@ -491,11 +488,11 @@ def train(args: list[str]) -> int:
         except AlreadyFinished as done:
             print(f"{done} is finished already; to see it: fmlightning show {done}")
         except NonFiniteError:
-            if _get_rank():
+            if process_rank():
                 return 2  # process 0 says it
             raise
         except SIGTERMException:
-            if not _get_rank():
+            if process_rank() == 0:
                 print("stopped; to go on: the same command with --ckpt_path auto", flush=True)
             close_mirror()
             return leave_together()

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning.fabric.utilities.rank_zero import _get_rank
+from fmlightning.training.lightning.internals import process_rank
 
 QUIET = (
     "The anonymous setting has no effect",
@@ -28,7 +28,7 @@ QUIET = (
 
 def say(text: str) -> None:
     """Print on the first process."""
-    if _get_rank() in (None, 0):
+    if process_rank() == 0:
         print(text)
 
 

@@ -40,6 +40,7 @@ from fmlightning.runs.cache import cached
 from fmlightning.runs.checkpoint import require_same_layout
 from fmlightning.training.draws import Draws
 from fmlightning.training.ema.callback import evaluation_weights
+from fmlightning.training.lightning.internals import current_step
 from fmlightning.training.lr_schedules import LRSchedule
 from fmlightning.training.nonfinite import guard
 from fmlightning.training.pairing import (
@@ -315,7 +316,7 @@ class FlowMatching(LightningModule):
     # -- training -------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        step = current_step(self.trainer)
         point, y = self.draw(batch["x1"], batch.get("y"), step, batch.get("x0"))
         loss = self.batch_loss(point, y, step)
         if self.logs_now:  # self.log at every step would take a quarter of a small network's time

@@ -82,7 +82,7 @@ class TrialCLI(FlowCLI):
         return None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        asked, ema = (self._get(self.config_init, name) for name in ("trainer", "ema"))
+        asked, ema = (self.built(name) for name in ("trainer", "ema"))
         several = Trainer(
             accelerator=asked.accelerator, devices=asked.devices, num_nodes=asked.num_nodes, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
