@@ -32,7 +32,7 @@ from fmlightning.nets.size import describe
 from fmlightning.runs.checksum import recorded_step, require_intact
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run, require_vacant, run_directory
-from fmlightning.runs.lock import leave, occupy
+from fmlightning.runs.lock import lock, unlock
 from fmlightning.runs.secrets import as_options, require_no_secret
 from fmlightning.training.callbacks.evaluation import Evaluation
 from fmlightning.training.callbacks.oracle import OracleError
@@ -44,11 +44,11 @@ from fmlightning.training.ema.callback import EMA
 from fmlightning.training.lightning.checkpoints import Checkpoints, ChecksummedFiles
 from fmlightning.training.lightning.fast_loop import FastLoop
 from fmlightning.training.lightning.internals import OpenCLI, process_rank
-from fmlightning.training.lightning.peers import PeerWatchdog, left_alone
+from fmlightning.training.lightning.peers import PeerWatchdog, ends_for_lost_peer
 from fmlightning.training.lightning.shutdown import (
     GracefulShutdown,
-    leave_together,
-    without_handlers,
+    exit_together,
+    replace_signal_handlers,
 )
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
@@ -334,7 +334,7 @@ class FlowCLI(OpenCLI):
         trainer.logger = self.loggers(trainer.logger)
         trainer.plugins = [*as_list(trainer.plugins), ChecksummedFiles()]
         try:
-            built = without_handlers(super().instantiate_trainer(**kwargs))
+            built = replace_signal_handlers(super().instantiate_trainer(**kwargs))
         except (TypeError, ImportError, ValueError, MisconfigurationException) as error:
             raise ValueError(of_trainer(str(error), self.resolved["trainer"])) from error
         self.check_built(built)
@@ -378,7 +378,7 @@ class FlowCLI(OpenCLI):
             callbacks=bool(self.options.trainer.callbacks),
         )
         if self.trainer.is_global_zero:
-            occupy(self.folder)
+            lock(self.folder)
             self.claim(self.options)  # again: until now another process may have trained it
             if self.options.rerun and self.folder.exists():
                 keep(self.folder)
@@ -495,17 +495,17 @@ def train(args: list[str]) -> int:
             if process_rank() == 0:
                 print("stopped; to go on: the same command with --ckpt_path auto", flush=True)
             close_mirror()
-            return leave_together()
+            return exit_together()
         except SystemExit as error:  # Lightning's way of ending at Ctrl-C
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             print("stopped; to go on: the same command with --ckpt_path auto")
             return 130
         except RuntimeError as error:
-            if left_alone(error):
+            if ends_for_lost_peer(error):
                 return 1
             raise
         finally:
             close_mirror()
-            leave()
+            unlock()
     return 0

@@ -188,7 +188,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find(root: Path) -> Iterator[Run]:
-    """All runs below a directory, whole or torn, by name."""
+    """All runs below a directory, complete or corrupt, by name."""
     if is_run(root):
         yield Run(root)
         return

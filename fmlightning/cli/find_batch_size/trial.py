@@ -46,7 +46,7 @@ class Meter(Callback):
     def __init__(self) -> None:
         self.next, self.begin, self.step, self.rate = WARM, 0.0, 0, 0.0
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """The next step after which it has something to do."""
         return self.next
 

@@ -19,7 +19,7 @@ from typing import Any
 from fmlightning.runs.checksum import recorded_digest
 from fmlightning.runs.directory import Run, read_json
 from fmlightning.runs.files import write_text
-from fmlightning.runs.lock import occupant
+from fmlightning.runs.lock import owner
 from fmlightning.studies.sweep.cells import Cell
 
 
@@ -39,7 +39,7 @@ class Status:
 def status(cell: Cell, evaluate: Sequence[str] | None) -> Status:
     """How far a cell is."""
     run = Run(cell.run)
-    if who := occupant(run.path):
+    if who := owner(run.path):
         return Status("running", who)
     try:
         found, error = run.status, str(run.manifest.get("error", ""))

@@ -13,7 +13,7 @@ from fmlightning.metrics.metric import Judge
 from fmlightning.runs.files import write_text
 from fmlightning.training.callbacks.periodic import Periodic
 from fmlightning.training.ema.callback import evaluation_weights
-from fmlightning.training.lightning.shutdown import stop_between
+from fmlightning.training.lightning.shutdown import stop_if_signalled
 from fmlightning.training.module import FlowMatching
 
 
@@ -128,7 +128,7 @@ class Evaluation(Periodic):
         shard, nfe = data.shard, 0
         for first in range(0, total, self.batch_size * shard.world_size):
             if self.ending:  # the training is saved, and the evaluation can be done again
-                stop_between(trainer)
+                stop_if_signalled(trainer)
             start = first + shard.rank * self.batch_size
             block = index[start : start + self.batch_size]
             nfe = max(nfe, self.show(module, data, block))

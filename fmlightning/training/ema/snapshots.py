@@ -57,7 +57,7 @@ class Reconstruction:
         weights: the parameters.
         step: where it ends.
         count: of how many snapshots it was made.
-        misfit: how far its profile is from the one that was asked for, relative.
+        fit_error: how far its profile is from the one that was asked for, relative.
     """
 
     weights: dict[str, Tensor]

@@ -4,7 +4,7 @@ The checkpoint of step n is written when all of step n is done: its row is in `m
 and the validation that follows it, if any, has run. So a run killed at any moment and resumed from its checkpoint
 repeats every step after n, and none before.
 
-The files themselves are those of `sealed.py`: whole or not there, with a checksum that is read first.
+The files themselves are those of `runs/checksum.py`: whole or not there, with a checksum that is read first.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from fmlightning.runs.checkpoint import read_checkpoint
 from fmlightning.runs.checksum import append_checksum, recorded_step
 from fmlightning.runs.files import atomic_write, clear_unfinished, explain_write_errors
-from fmlightning.training.lightning.next_step import step_after
+from fmlightning.training.lightning.scheduled import step_after
 from fmlightning.training.metrics_file import MetricsFile
 
 LAST = "last.ckpt"
@@ -57,9 +57,6 @@ def copy_checkpoint(path: Path, to: Path) -> None:
     """Write a checkpoint under a second name: bytes of its own, so that no damage of one touches the other."""
     with path.open("rb") as file, explain_write_errors(to), atomic_write(to) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
-
-
-# -- layout -----------------------------------------------------------------------------------------
 
 
 # -- times ------------------------------------------------------------------------------------------
@@ -104,7 +101,7 @@ class Checkpoints(Checkpoint):
         self.save_on_exception = save_on_exception
         self.dirpath = dirpath
         self.kept: dict[str, float] = {}
-        self.spare: str | None = None
+        self.backup: str | None = None
         self.saved, self.deferred = 0, False
 
     @property
@@ -112,11 +109,14 @@ class Checkpoints(Checkpoint):
         return "Checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "kept": self.kept, "spare": self.spare}
+        return {"monitor": self.monitor, "kept": self.kept, "backup": self.backup}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["monitor"] == self.monitor:
-            self.kept, self.spare = state_dict["kept"], state_dict.get("spare")
+            self.kept, self.backup = (
+                state_dict["kept"],
+                state_dict.get("backup", state_dict.get("spare")),
+            )
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class Checkpoints(Checkpoint):
         if self.save_on_exception and together and new and between_steps(trainer):
             self.save(trainer)
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """Validations and the ends of epochs are Lightning's own steps, and a clock can wait for one of these."""
         return step_after(trainer.global_step, self.every_n_train_steps)
 
@@ -230,14 +230,14 @@ class Checkpoints(Checkpoint):
         """
         self.saved, self.deferred, self.since = trainer.global_step, False, time.monotonic()
         name = f"{trainer.global_step:08d}.ckpt"
-        before = {*self.kept, self.spare}
+        before = {*self.kept, self.backup}
         self.kept = trainer.strategy.broadcast(self.best_with(name, self.score(trainer)))
         # what is not among the best stands in for `last.ckpt`, should that be damaged, until the next is there
-        self.spare = name if self.save_top_k and name not in self.kept else None
-        named = name in self.kept or name == self.spare
+        self.backup = name if self.save_top_k and name not in self.kept else None
+        named = name in self.kept or name == self.backup
         first = self.folder / (name if named else LAST)
         trainer.save_checkpoint(first, weights_only=False)
-        for replaced in before - {*self.kept, self.spare, None}:
+        for replaced in before - {*self.kept, self.backup, None}:
             trainer.strategy.remove_checkpoint(self.folder / replaced)  # type: ignore[operator]
         if named:  # the state is gathered once, and its file copied
             if trainer.is_global_zero:

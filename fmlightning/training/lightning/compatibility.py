@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.precision import (
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from fmlightning.training.lightning.next_step import Scheduled
+from fmlightning.training.lightning.scheduled import Scheduled
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import scaler
 

@@ -10,8 +10,8 @@ by the same calls, in the same order and on the same numbers as Lightning's, and
 the step after them, and all that follows it, is Lightning's own. So the length of a stretch changes no result. It is at
 most LONGEST batches, and no more than take PATIENCE seconds, because several processes agree on a signal at its end.
 
-A callback says with `next_step` after which step it has something to do, and with `every_step` in which of its hooks
-it takes part in (1). One that says neither is asked at every batch, and then every step is Lightning's.
+A callback says with `next_due_step` after which step it has something to do, and with `per_step_hooks` in which of
+its hooks it takes part in (1). One that says neither is asked at every batch, and then every step is Lightning's.
 """
 
 import math
@@ -32,9 +32,9 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from fmlightning.data.order import Batch
-from fmlightning.runs.signals import NOTE
+from fmlightning.runs.signals import SIGNAL_STATE
 from fmlightning.training.lightning.compatibility import needs_every_step
-from fmlightning.training.lightning.next_step import Scheduled, step_after
+from fmlightning.training.lightning.scheduled import Scheduled, step_after
 from fmlightning.training.lightning.shutdown import GracefulShutdown
 from fmlightning.training.module import FlowMatching
 
@@ -88,7 +88,7 @@ class FastLoop:
         )
         self.stopping = [c for c in callbacks if isinstance(c, GracefulShutdown)]
         self.before_backward, self.before_step, self.after = (
-            [getattr(c, hook) for c in callbacks if hook in getattr(c, "every_step", ())]
+            [getattr(c, hook) for c in callbacks if hook in getattr(c, "per_step_hooks", ())]
             for hook in ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
         )
         self.optimizers = trainer.optimizers
@@ -124,7 +124,7 @@ class FastLoop:
             return 0
         ready, every = loop.batch_progress.current.ready, trainer.accumulate_grad_batches
         end = trainer.max_steps if trainer.max_steps > 0 else math.inf
-        steps = min([end, *(c.next_step(trainer) for c in self.patient)])
+        steps = min([end, *(c.next_due_step(trainer) for c in self.patient)])
         # which is watched from its first batch on
         watched = step_after(loop.global_step, self.watched) - 1
         done = ready // every - loop.global_step
@@ -158,7 +158,7 @@ class FastLoop:
                 return True
             if loop._should_accumulate():
                 continue
-            if NOTE.received and self.trainer.world_size == 1 and self.stops():
+            if SIGNAL_STATE.received and self.trainer.world_size == 1 and self.stops():
                 return True
             loop._batches_that_stepped = loop.global_step
         self.module._current_fx_name = None
@@ -169,7 +169,7 @@ class FastLoop:
         """Let the one process of a run take note of a signal."""
         for callback in self.stopping:
             callback.on_train_batch_end(self.trainer)
-        return bool(NOTE.agreed)
+        return bool(SIGNAL_STATE.agreed)
 
     def plain_weights(self) -> list[Tensor]:
         """Whose gradients are forgotten one by one: `zero_grad` does no more, and takes as long as an average."""

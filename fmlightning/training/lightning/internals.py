@@ -27,7 +27,7 @@ class OpenCLI(LightningCLI):
         """The object that an option, or a group of options, was made into."""
         return self._get(self.config_init, name)
 
-    def parser_of(self, subcommand: str) -> Any:
+    def parser_of(self, subcommand: str | None) -> Any:
         """The parser of a subcommand."""
         return self._parser(subcommand)
 

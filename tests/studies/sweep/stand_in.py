@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fmlightning.runs.checksum import append_checksum
 from fmlightning.runs.files import atomic_write
-from fmlightning.runs.lock import occupy
+from fmlightning.runs.lock import lock
 from fmlightning.studies.sweep import children
 from fmlightning.studies.sweep.cells import Cell
 from fmlightning.studies.sweep.file import Sweep
@@ -76,7 +76,7 @@ def save(run, step):
 
 
 def fit(run, kind, *_):
-    occupy(run)
+    lock(run)
     if "--rerun=true" in sys.argv:
         run.rename(run.with_name(f"{run.name}.1"))
     run.mkdir(exist_ok=True)

@@ -412,7 +412,7 @@ def test_only_a_metric_that_is_new_ranks_a_checkpoint(fit):
         "Checkpoints"
     ]
     assert set(saved["kept"]) == set(numbered[:2])
-    assert saved["spare"] == numbered[2]
+    assert saved["backup"] == numbered[2]
 
 
 def test_a_metric_of_validation_has_a_checkpoint_wherever_it_is_measured(fit):

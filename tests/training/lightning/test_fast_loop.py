@@ -285,9 +285,9 @@ def test_a_schedule_of_ones_own_moves_as_often(interval, frequency, tmp_path, ta
 
 def test_a_hook_of_every_step_can_end_the_run(tmp_path, taken):
     class Ends(Watcher):
-        every_step = ("on_train_batch_end",)
+        per_step_hooks = ("on_train_batch_end",)
 
-        def next_step(self, trainer):
+        def next_due_step(self, trainer):
             return math.inf
 
         def on_train_batch_end(self, trainer, *args):
@@ -303,7 +303,7 @@ def test_a_hook_of_every_step_can_end_the_run(tmp_path, taken):
 
 def test_a_patient_callback_is_asked_when_it_says(tmp_path, taken):
     class Scheduled(Watcher):
-        def next_step(self, trainer):
+        def next_due_step(self, trainer):
             return (trainer.global_step // 5 + 1) * 5
 
     patient = Scheduled()
