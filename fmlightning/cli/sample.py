@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from fmlightning.cli.build import instantiate_data
-from fmlightning.cli.device import as_asked, pick_device
+from fmlightning.cli.device import pick_device, prepare_flow
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         labels = data.labels(index)
     size = min(options.batch_size, options.n)
     device = pick_device(options.device)
-    flow = as_asked(flow, options.precision, options.compile, device, size)
+    flow = prepare_flow(flow, options.precision, options.compile, device)
     x, nfe = draw(flow, guided(flow, options), solver, index, labels, options, data)
     files = write(folder, flow, x, index, labels)
     if flow.paired and data is not None and x.ndim == 4:
@@ -127,7 +127,10 @@ def parse(argv: list[str]) -> Any:
         help="Of the network alone: fp64, fp32, bf16 or fp16; time and samples keep theirs. By default the run's.",
     )  # fmt: skip
     parser.add_argument(
-        "--compile", type=bool, default=False, help="Compile the network, and say what that brings."
+        "--compile",
+        type=bool,
+        default=False,
+        help="Compile the network: pays for many samples of one with convolutions.",
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace samples that exist.")
     parser.add_class_arguments(Solver, "solver", help="Changes to the run's own solver.")

@@ -99,7 +99,10 @@ def parse(argv: list[str]) -> Any:
         help="Of the network alone: fp64, fp32, bf16 or fp16; time and samples keep theirs. By default the run's.",
     )  # fmt: skip
     parser.add_argument(
-        "--compile", type=bool, default=False, help="Compile the network, and say what that brings."
+        "--compile",
+        type=bool,
+        default=False,
+        help="Compile the network: pays for many samples of one with convolutions.",
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="Compute all cells again.")
     inner = next((word for word in argv if word.startswith("--guidance.")), None)

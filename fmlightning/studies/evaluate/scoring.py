@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor, distributed
 
 from fmlightning.cli.build import instantiate_data
-from fmlightning.cli.device import as_asked, pick_device
+from fmlightning.cli.device import pick_device, prepare_flow
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.data.module import FlowData
@@ -96,7 +96,7 @@ class Scorer:
         asked_of_network = {"precision": options.precision, "compile": options.compile or None}
         identity |= {k: v for k, v in asked_of_network.items() if v is not None}
         flows = {
-            ema: as_asked(f, options.precision, options.compile, device, batch_size)
+            ema: prepare_flow(f, options.precision, options.compile, device)
             for ema, f in flows.items()
         }
         reference = None
