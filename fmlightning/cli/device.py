@@ -49,7 +49,7 @@ def pick_device(name: str) -> torch.device:
 
 
 SLOWER = 10
-"""How many times slower a U-Net trained in bf16 than in fp32, measured on a processor with AVX2 alone."""
+"""The factor by which a U-Net trained slower in bf16 than in fp32, measured on a processor with AVX2 alone."""
 
 
 def native_bf16() -> bool:

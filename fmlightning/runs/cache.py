@@ -1,4 +1,4 @@
-"""What is made once of a data set and a network, and kept in files.
+"""Tensors that are made once of a data set and a network, and kept in files.
 
 A file is named by the fingerprint of the data and the digest of the network, written whole or not at all, and read
 as tensors alone: no file can run code.
@@ -48,7 +48,7 @@ def cached(name: str | None, make: Callable[[], Tensors], device: "torch.device"
 
 
 def everywhere(here: bool, device: "torch.device") -> bool:
-    """Whether something holds on every process."""
+    """True where something holds on every process."""
     import torch
 
     distributed = torch.distributed

@@ -49,7 +49,7 @@ def require_same_layout(module: "nn.Module", checkpoint: Mapping[str, Any]) -> N
 
 
 def layout_differences(here: Mapping[str, "Tensor"], there: Mapping[str, "Tensor"]) -> list[str]:
-    """What a checkpoint has too little, too much, or in another shape."""
+    """The keys that a checkpoint has too few, too many, or in another shape."""
     shapes = [
         f"{k} {tuple(there[k].shape)} instead of {tuple(v.shape)}"
         for k, v in here.items()

@@ -27,7 +27,7 @@ WALL_CLOCK = re.compile(r"(^|[/_])(seconds|time|elapsed|wall|[a-z]+_per_(s|sec|s
 
 @dataclass(frozen=True)
 class Record:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         manifest: of the run.
@@ -95,7 +95,7 @@ def flat_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, "Tensor"]]:
 
 @dataclass(frozen=True)
 class Row:
-    """How one thing compares.
+    """The comparison of one metric or group of tensors.
 
     Attributes:
         name: of the metric or group of tensors.
@@ -116,7 +116,7 @@ class Row:
 
 
 def by_the_clock(name: str) -> bool:
-    """Whether a metric measures the machine and not the model."""
+    """True for a metric that measures the machine and not the model."""
     return bool(WALL_CLOCK.search(name))
 
 

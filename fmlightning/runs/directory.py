@@ -197,7 +197,7 @@ def find(root: Path) -> Iterator[Run]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run's, whole or not."""
+    """True for the directory of a run, complete or not."""
     return path.is_dir() and any((path / name).exists() for name in RUN_MARKS)
 
 
@@ -209,7 +209,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def absent(checkpoint: Path) -> FileNotFoundError:
-    """What to say of a checkpoint that is not there: which ones are."""
+    """The error for a checkpoint that is not there: it names those that are."""
     run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
     there = ", ".join(p.name for p in Run(run).checkpoints) or "none"
     return FileNotFoundError(

@@ -19,7 +19,7 @@ def unfinished(path: Path) -> Path:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a path is a file that a write left which was killed."""
+    """True for a file that was left by a write which was killed."""
     hidden = path.name.startswith(".") and path.suffix == ".tmp"
     return hidden and path.is_file() and not path.is_symlink()
 

@@ -1,4 +1,4 @@
-r"""What a run does when it is sent a signal, and how its command then ends.
+r"""Signals to a run, and the exit status of its command.
 
     USR1, USR2   75    stop for now: run the same command again (EX_TEMPFAIL of BSD's sysexits.h)
     TERM        143    stop for good: scancel, or a machine that goes down

@@ -36,7 +36,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class NonFinite(Callback):
-    """What happens when a loss or a gradient is not finite. The step is not taken in either case.
+    """The response to a loss or a gradient that is not finite. The step is not taken in either case.
 
     The step, its loss and the norm of its gradient are logged as `nonfinite/loss` and `nonfinite/grad_norm`. A step
     that was skipped counts as a step: the data and the learning rate move on.
@@ -229,7 +229,7 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
 
 
 def finite_weights(module: LightningModule) -> bool:
-    """Whether all parameters are finite; by their largest elements, because a sum of squares overflows."""
+    """True where all parameters are finite; by their largest elements, because a sum of squares overflows."""
     network: nn.Module = module.network  # type: ignore[assignment]
     weights = [p.detach() for p in network.parameters() if p.numel()]
     if not weights:
@@ -238,12 +238,12 @@ def finite_weights(module: LightningModule) -> bool:
 
 
 def reads_at_once(x: Tensor) -> bool:
-    """Whether a look at a tensor makes nobody wait."""
+    """True where reading a tensor waits for no accelerator."""
     return x.device.type == "cpu"
 
 
 def fused(optimizer: Optimizer) -> bool:
-    """Whether an optimiser leaves a step out by itself where `found_inf` tells it to."""
+    """True for an optimiser that leaves a step out by itself where `found_inf` tells it to."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 

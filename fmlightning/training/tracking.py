@@ -34,7 +34,7 @@ PATIENCE = {"offline": 30.0, "online": 300.0}
 
 @dataclass
 class Tracking:
-    """Where metrics and pictures are mirrored.
+    """The place where metrics and images are mirrored.
 
     Args:
         mode: online, offline or disabled; auto follows $WANDB_MODE, then is online where a key is found in the
@@ -190,7 +190,7 @@ def wandb_logger(
 
 
 def resolve_mode(mode: Mode) -> str:
-    """What `auto` means here.
+    """The mode that `auto` stands for here.
 
     Raises:
         ValueError: online was asked for and there is no key, or $WANDB_MODE is none of the modes.
@@ -209,7 +209,7 @@ def resolve_mode(mode: Mode) -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B would find an API key without asking for one."""
+    """True where W&B finds an API key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
@@ -220,7 +220,7 @@ def has_key() -> bool:
 
 
 def reachable(logger: Logger) -> bool:
-    """Whether a logger starts; one that does not is said once, and the run goes on with its files."""
+    """Start a logger; one that does not start is reported once, and the run goes on with its files."""
     if not isinstance(logger, WandbLogger):
         return True
     try:

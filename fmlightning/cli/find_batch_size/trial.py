@@ -31,7 +31,7 @@ WARM = 3
 """Steps before the clock starts: an optimiser makes its state in the first, and convolutions are chosen."""
 
 SECONDS, STEPS = 1.0, 3
-"""How long, and how many steps, are timed at least."""
+"""The time and the number of steps that are measured at least."""
 
 KEPT = (
     "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "accelerator",
@@ -113,7 +113,7 @@ class AskingCLI(TrialCLI):
 
 
 def asked(args: list[str]) -> dict[str, Any]:
-    """What a config asks for, and where it would train."""
+    """The batch of a config, and the device where it would train."""
     cli = AskingCLI(["fit", *args])
     device = cli.trainer.strategy.root_device
     return {

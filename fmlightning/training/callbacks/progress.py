@@ -72,9 +72,9 @@ class StepProgress(ProgressBar):
             and step % max(1, self.total // self.lines) == 0
             and step != self.first_step
         ):
-            self.first_step, begin = step, self.begin
+            self.first_step = step
             print(
-                f"step {step}/{self.total}  {time.monotonic() - begin:.0f} s  {self.text(trainer)}",
+                f"step {step}/{self.total}  {time.monotonic() - self.begin:.0f} s  {self.text(trainer)}",
                 flush=True,
             )
 

@@ -128,7 +128,7 @@ class EMA(Callback):
 
     @property
     def ready(self) -> bool:
-        """Whether there is an average to use."""
+        """True where there is an average to use."""
         return self.updates > 0
 
     # -- averaging --------------------------------------------------------------------------------

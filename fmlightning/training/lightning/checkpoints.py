@@ -1,4 +1,4 @@
-r"""When the state of training is saved, and how it is written and read.
+r"""Saving the state of training: at which steps, and in which files.
 
 The checkpoint of step n is written when all of step n is done: its row is in `metrics.csv`, its average is taken,
 and the validation that follows it, if any, has run. So a run killed at any moment and resumed from its checkpoint
@@ -33,7 +33,7 @@ TRAIN_METRICS = ("train/loss", "train/lr")
 
 
 class ChecksummedFiles(CheckpointIO):
-    """How Lightning writes and reads a checkpoint here. Only process 0 writes."""
+    """The files of Lightning's checkpoints, with a checksum. Only process 0 writes."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -256,7 +256,7 @@ class Checkpoints(Checkpoint):
         return {k: scores[k] for k in order[: None if self.save_top_k == -1 else self.save_top_k]}
 
     def score(self, trainer: Trainer) -> float | None:
-        """What ranks this step's checkpoint: its number, or the monitored metric if it is new."""
+        """The rank of this step's checkpoint: its number, or the monitored metric if it is new."""
         if self.monitor is None:
             return float(trainer.global_step)
         fresh = trainer.strategy.broadcast(metrics_of_this_step(trainer))
@@ -280,7 +280,7 @@ class Checkpoints(Checkpoint):
 
 
 def metrics_of_this_step(trainer: Trainer) -> dict[str, float]:
-    """What metrics.csv has of the step just taken: scores under its number, the rest under its index."""
+    """The metrics of the step just taken in metrics.csv: scores under its number, the rest under its index."""
     step = trainer.global_step
     found: dict[str, float] = {}
     for logger in trainer.loggers:
@@ -307,7 +307,7 @@ def log_row(trainer: Trainer) -> None:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether the step just taken is validated."""
+    """True where the step just taken is validated."""
     loop = trainer.fit_loop
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
         loop._data_fetcher
@@ -315,7 +315,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 def between_steps(trainer: Trainer) -> bool:
-    """Whether one step is wholly done and the next not begun: only then is there a state to resume from."""
+    """True where one step is wholly done and the next not begun: only then is there a state to resume from."""
     loop = trainer.fit_loop.epoch_loop
     progress: Any = loop.batch_progress.total
     done = progress.ready == progress.processed == progress.completed

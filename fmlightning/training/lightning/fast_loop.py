@@ -63,7 +63,7 @@ class FastLoop:
     # -- stretches --------------------------------------------------------------------------------
 
     def advance(self, fetcher: Any) -> None:
-        """What Lightning calls for each batch: some batches, and then the one that it looks at."""
+        """Take some batches, and then let Lightning take the one for which it called."""
         if self.optimizers is not self.trainer.optimizers:  # it trains for the first time, or again
             self.prepare()
         # a run that goes on from a checkpoint first lets Lightning find out where it is
@@ -95,7 +95,7 @@ class FastLoop:
         optimizer: Any = next(iter(self.optimizers), None)
         self.optimizer = optimizer
         self.own = type(self.module) is not FlowMatching
-        """Whether a class of one's own may log at any step."""
+        """True for a class of one's own, which may log at any step."""
         bare = (
             type(trainer.strategy) is SingleDeviceStrategy
             and type(trainer.precision_plugin) is Precision
@@ -106,7 +106,7 @@ class FastLoop:
             os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
     def length(self) -> int:
-        """How many batches come before the next that somebody looks at; as many on every process."""
+        """The number of batches before the next that somebody needs; the same on every process."""
         if not self.longest:
             return 0
         length = max(0, min(self.idle(), self.longest, max(1, int(PATIENCE / self.seconds))))
@@ -255,7 +255,7 @@ class FastLoop:
         counts.increment_completed()
 
     def update(self, closure: Callable[[], Tensor]) -> Tensor:
-        """What an optimiser calls before it changes the weights."""
+        """The closure of the optimiser, called before it changes the weights."""
         with torch.enable_grad():
             loss = closure()
         trainer = self.trainer

@@ -1,4 +1,4 @@
-"""When a callback is needed next, in optimiser steps counted from 1."""
+"""Callbacks that know when they are needed next, in optimiser steps counted from 1."""
 
 import math
 from typing import Protocol, runtime_checkable

@@ -95,7 +95,7 @@ class SignalFlags:
 
     @property
     def received_sigterm(self) -> bool:
-        """Where Lightning asks this after a step and its validation, the run ends."""
+        """True once the run has to end; Lightning asks after a step and its validation."""
         return bool(SIGNAL_STATE.agreed) and self.trainer.training
 
     def register_signal_handlers(self) -> None:
