@@ -23,7 +23,7 @@ and the batch that is printed is that of all of them together."""
 UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (k + 1) for k, p in enumerate("KMGT")},
          **{f"{p}iB": 1024 ** (k + 1) for k, p in enumerate("KMGT")}}  # fmt: skip
 GIB = 2**30
-SPARE = 0.9
+USABLE = 0.9
 """Part of a CPU's free memory that is taken without --memory: the rest is for the system and the files it reads."""
 
 
@@ -115,7 +115,7 @@ class BatchSizeSearch:
         found = run(0, memory, fit)
         if "why" in found:
             raise ValueError(found["why"])
-        free = found["free"] if found["card"] else int(SPARE * found["free"])
+        free = found["free"] if found["card"] else int(USABLE * found["free"])
         return cls(
             fit, memory or free, found["batch"], found["processes"], found["device"], memory,
             found["samples"], found["held"],

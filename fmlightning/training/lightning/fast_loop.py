@@ -7,8 +7,9 @@ scores, and no end of an epoch. Such steps are taken here one after another, eac
     batch -> loss -> gradient -> verdict -> clipping -> optimiser -> schedule -> average (-> row)         (1)
 
 by the same calls, in the same order and on the same numbers as Lightning's, and with the same counters behind it;
-the step after them, and all that follows it, is Lightning's own. So the length of a stretch changes no result. It is at
-most LONGEST batches, and no more than take PATIENCE seconds, because several processes agree on a signal at its end.
+the step after them, and all that follows it, is Lightning's own. So the length of a stretch changes no result. It is
+at most MAX_BATCHES batches, and no more than take MAX_SECONDS seconds, because several processes agree on a signal at
+its end. The README's ratio to a bare loop of points rests on this file; large networks need none of it.
 
 A callback says with `next_due_step` after which step it has something to do, and with `per_step_hooks` in which of
 its hooks it takes part in (1). One that says neither is asked at every batch, and then every step is Lightning's.
@@ -38,10 +39,10 @@ from fmlightning.training.lightning.scheduled import Scheduled, step_after
 from fmlightning.training.lightning.shutdown import GracefulShutdown
 from fmlightning.training.module import FlowMatching
 
-LONGEST = 1000
+MAX_BATCHES = 1000
 """Batches of a stretch."""
 
-PATIENCE = 1.0
+MAX_SECONDS = 1.0
 """Seconds of a stretch, after which a signal is heard."""
 
 
@@ -56,7 +57,7 @@ class FastLoop:
         self.trainer = trainer
         self.loop: _TrainingEpochLoop = trainer.fit_loop.epoch_loop
         self.lightning_step = self.loop.advance
-        self.seconds = PATIENCE  # of a batch, until it is known
+        self.seconds = MAX_SECONDS  # of a batch, until it is known
         self.optimizers: list[Optimizer] | None = None
         self.loop.advance = self.advance  # type: ignore[method-assign, assignment]
 
@@ -76,7 +77,7 @@ class FastLoop:
         trainer = self.trainer
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         reason = needs_every_step(trainer)
-        self.longest = 0 if reason else LONGEST
+        self.longest = 0 if reason else MAX_BATCHES
         if reason and trainer.is_global_zero:
             print(f"note: every step is shown to {reason}, which slows small networks down")
         self.module: LightningModule = trainer.lightning_module
@@ -109,7 +110,7 @@ class FastLoop:
         """The number of batches before the next that somebody needs; the same on every process."""
         if not self.longest:
             return 0
-        length = max(0, min(self.idle(), self.longest, max(1, int(PATIENCE / self.seconds))))
+        length = max(0, min(self.idle(), self.longest, max(1, int(MAX_SECONDS / self.seconds))))
         group = self.stopping[0].group if self.stopping else None
         if group is not None:
             found = torch.tensor(length)

@@ -3,7 +3,8 @@
 A process that dies leaves the others waiting for it, for ever where their backend does not notice. So where Lightning
 has started the processes, the first watches the others and they watch the first. Those that are left have GRACE
 seconds to end by themselves, and are ended then; process 0 reports what happened, or process 1 if 0 is dead.
-Where torchrun or srun has started them, it does all of this.
+Where torchrun or srun has started them, it does all of this. Lightning's own observer watches the others for the
+first only, kills it without a message, and leaves the others behind when it is the first that has died.
 """
 
 import os
