@@ -4,7 +4,7 @@ A process that dies leaves the others waiting for it, for ever where their backe
 has started the processes, the first watches the others and they watch the first. Those that are left have GRACE
 seconds to end by themselves, and are ended then; process 0 reports what happened, or process 1 if 0 is dead.
 Where torchrun or srun has started them, it does all of this. Lightning's own observer watches the others for the
-first only, kills it without a message, and leaves the others behind when it is the first that has died.
+first only, ends it by SIGKILL before it can report, and has nothing for the others when the first has died.
 """
 
 import os
@@ -117,7 +117,7 @@ def external() -> bool:
 
 
 def disable_observer() -> None:
-    """Retire Lightning's own observer, which kills the first process without a message."""
+    """Retire Lightning's own observer, which kills the first process before it can report."""
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
             thread._child_processes = []  # type: ignore[attr-defined]
