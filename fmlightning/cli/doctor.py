@@ -4,8 +4,8 @@ Every line is a mark, a thing and what was found: `ok`; `note` for what not ever
 it; `FAIL` for what training needs. No check stops another, and none prints a key or the name of a home directory.
 """
 
+import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -21,18 +22,15 @@ from urllib.parse import urlsplit
 
 from fmlightning.cli.argparser import Parser
 from fmlightning.runs.directory import runs_root
+from fmlightning.runs.files import write_text
 from fmlightning.runs.secrets import without_secrets
 
-DESCRIPTION = """What this machine has, and whether a short run trains and resumes on it: plain text for a bug report,
+DESCRIPTION = """Check this machine, and that a short run trains and resumes on it: plain text for a bug report,
 without keys and with ~ for the home directory. The exit status is 1 where something that training needs fails."""
 
 GB = 1e9
-LITTLE_DISK, LITTLE_MEMORY = 5 * GB, 2 * GB
+LITTLE_DISK = 5 * GB
 WIDTH = 110
-LAUNCHERS = {
-    "SLURM": ("SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID"),
-    "torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,11 @@ def main(argv: list[str]) -> int:
     print(f"fmlightning doctor, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
     failed = []
     for name, check in checks.items():
-        for line in looked(name, check):
+        for line in run_check(name, check):
             print(line, flush=True)
             failed += [line.what] if line.fails else []
+    with suppress(Exception):  # without torch there is a line of that above
+        print(f"\n{public(environment())}")
     print(f"\nfailed: {', '.join(failed)}" if failed else "\nall that training needs is here")
     return int(bool(failed))
 
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 Check = Callable[[], Iterator[Line]]
 
 
-def looked(name: str, check: Check) -> Iterator[Line]:
+def run_check(name: str, check: Check) -> Iterator[Line]:
     """The lines of a check, whatever happens in it."""
     try:
         yield from check()
@@ -127,8 +127,7 @@ def check_package() -> Iterator[Line]:
     folder = Path(__file__).parent
     commit = commit_of(folder.parent)
     yield Line("fmlightning", f"{__version__} in {folder}" + (f", commit {commit}" if commit else ""))  # fmt: skip
-    yield Line("python", f"{platform.python_version()}, {sys.executable}")
-    yield Line("system", platform.platform())
+    yield Line("python", sys.executable)
 
 
 def commit_of(checkout: Path) -> str:
@@ -166,7 +165,7 @@ def installed(package: str) -> str | None:
 
 
 def check_imports() -> Iterator[Line]:
-    """Whether the large ones start: a torchvision built for another torch does not."""
+    """Import the large ones: a torchvision built for another torch does not."""
     for name in ("torch", "torchvision", "lightning.pytorch"):
         try:
             module = __import__(name)
@@ -180,11 +179,15 @@ def check_imports() -> Iterator[Line]:
 
 
 def check_gpus() -> Iterator[Line]:
+    """Each GPU by a product of matrices, and whether bf16 is of use."""
     import torch
 
     if not torch.cuda.is_available():
         mps = torch.backends.mps.is_available()
-        yield Line("GPU", "Apple's, by mps" if mps else "none: training runs on the CPU", gpu_remedy())  # fmt: skip
+        seen = shutil.which("nvidia-smi") is not None
+        remedy = "nvidia-smi is here: install torch for CUDA, and compare its CUDA with the driver"
+        found = "Apple's, by mps" if mps else "none: training runs on the CPU"
+        yield Line("GPU", found, remedy if seen else "")
         return
     for n in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(n)
@@ -197,82 +200,15 @@ def check_gpus() -> Iterator[Line]:
         yield Line(f"GPU {n}", words, "" if right else "a product of matrices is wrong", needed=True)  # fmt: skip
 
 
-def gpu_remedy() -> str:
-    """Why a machine with NVIDIA's tools shows torch no GPU."""
-    import torch
-
-    if not shutil.which("nvidia-smi"):
-        return ""
-    if torch.version.cuda is None:
-        return "nvidia-smi is here but this torch is built for the CPU: install the CUDA build"
-    return "nvidia-smi is here: compare its driver with torch's CUDA, and see CUDA_VISIBLE_DEVICES"
-
-
 def check_cpu() -> Iterator[Line]:
+    """The threads of torch against the cores that this process may use."""
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
-    named = os.environ.get("OMP_NUM_THREADS")
-    words = f"{os.cpu_count()} cores, {usable} usable, {threads} threads of torch, {cpu_name()}"
-    words += f", OMP_NUM_THREADS={named}" if named else ""
+    words = f"{os.cpu_count()} cores, {usable} usable, {threads} threads of torch"
     crowded = threads > (usable or threads)
     yield Line("CPU", words, f"set OMP_NUM_THREADS={usable}" if crowded else "")
-
-
-def cpu_name() -> str:
-    try:
-        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def check_memory() -> Iterator[Line]:
-    page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    words, free = f"{page * total / GB:.1f} GB", page * total
-    try:
-        available = re.findall(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-        free = int(available[0]) * 1024
-        words += f", {free / GB:.1f} GB available"
-        words += f", {shutil.disk_usage('/dev/shm').total / GB:.1f} GB shared"
-    except (OSError, IndexError):
-        pass
-    limit = cgroup_limit()
-    if limit and limit < page * total:
-        words, free = f"{words}, limited to {limit / GB:.1f} GB", min(free, limit)
-    yield Line("memory", words, "free some, or expect to be killed" if free < LITTLE_MEMORY else "")
-
-
-def cgroup_limit() -> int | None:
-    """The memory that a container or a job may take."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = Path("/sys/fs/cgroup", name).read_text().strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
-    return None
-
-
-def check_processes() -> Iterator[Line]:
-    from torch import distributed
-
-    if not distributed.is_available():
-        yield Line("processes", "torch without torch.distributed", "train on one device")
-        return
-    gloo, nccl = distributed.is_gloo_available(), distributed.is_nccl_available()
-    words = f"gloo {'yes' if gloo else 'no'}, NCCL {nccl_version() if nccl else 'no'}"
-    for launcher, names in LAUNCHERS.items():
-        seen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-        words += f", {launcher}: {' '.join(seen) or 'not seen'}"
-    yield Line("processes", words)
-
-
-def nccl_version() -> str:
-    import torch
-
-    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def check_wandb() -> Iterator[Line]:
@@ -309,44 +245,20 @@ def check_inception() -> Iterator[Line]:
         words = f"no ${VARIABLE}, no {hub_folder() / WEIGHTS}"
         yield Line("Inception", words, "only FID needs it: put it there")
         return
-    digest = file_digest(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     known = digest.startswith(WEIGHTS.rsplit("-", 1)[-1].removesuffix(".pth"))
     remedy = "" if known else f"not torch-fidelity's {WEIGHTS}: FIDs from it compare with nobody's"
     yield Line("Inception", f"{path}, sha256 {digest}", remedy)
 
 
-def file_digest(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_data() -> Iterator[Line]:
-    """The data sets that come along, and the folders where others are looked for."""
-    import inspect
-
-    from fmlightning.cli.explain import subclasses
-    from fmlightning.cli.parser import import_public_classes
-    from fmlightning.data.images.digits import digits
-    from fmlightning.data.module import FlowData
-
-    yield Line("data", f"toys are made; {len(digits()[1])} digits of scikit-learn read")
-    import_public_classes()
-    for kind in subclasses(FlowData):
-        root = inspect.signature(kind).parameters.get("root")
-        if root is not None and isinstance(root.default, str | Path):
-            there = "there" if Path(root.default).exists() else "not there: --data.root names it"
-            yield Line("data", f"{kind.__name__} looks in {root.default}: {there}")
-
-
 def check_disk(root: Path) -> Iterator[Line]:
-    """Whether a checkpoint can be put in place: written, synchronised and renamed."""
+    """Put a file in place as checkpoints are: written, synchronised and renamed."""
     there = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
     where = str(root) if there == root.absolute() else f"{root} (to be made in {there})"
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".fmlightning-doctor-") as folder:
-            write_and_rename(Path(folder))
+            write_text(Path(folder) / "file", "0" * 65536)
     except OSError as error:
         remedy = "name a directory you may write to in $FMLIGHTNING_RUNS or --run_dir"
         yield Line("runs", f"{where}: {error.strerror}", remedy, needed=True)
@@ -356,21 +268,13 @@ def check_disk(root: Path) -> Iterator[Line]:
     yield Line("runs", words, "checkpoints take space: free some" if free < LITTLE_DISK else "")
 
 
-def write_and_rename(folder: Path) -> None:
-    with (folder / "a").open("wb") as file:
-        file.write(b"0" * 65536)
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / "a").replace(folder / "b")
-
-
 def check_training(accelerator: str) -> Iterator[Line]:
     """Train without a break, and again with a `kill -9` in the middle and the same command once more."""
-    from fmlightning.cli.resume_check import Failed, TooLate, rehearse
+    from fmlightning.cli.resume_check import Failed, TooLate, check_resume
 
     print("... a short run, killed and resumed ", end="", file=sys.stderr, flush=True)
     try:
-        seen = rehearse(accelerator)
+        seen = check_resume(accelerator)
     except Failed as error:
         yield Line("training", str(error), "see what fmlightning fit says", needed=True)
         return
@@ -392,15 +296,22 @@ def check_training(accelerator: str) -> Iterator[Line]:
     )
 
 
+def environment() -> str:
+    """The system, the compilers and the drivers, as torch collects them for a bug report."""
+    from torch.utils.collect_env import get_env_info, pretty_str
+
+    found = get_env_info()
+    cpu = [line for line in str(found.cpu_info).splitlines() if line.startswith("Model name")]
+    # the packages are those above, and of a processor its name is enough
+    return pretty_str(found._replace(cpu_info="\n".join(cpu), pip_packages="", conda_packages=""))
+
+
 CHECKS: dict[str, Check] = {
     "fmlightning": check_package,
     "packages": check_packages,
     "imports": check_imports,
     "GPU": check_gpus,
     "CPU": check_cpu,
-    "memory": check_memory,
-    "processes": check_processes,
     "W&B": check_wandb,
     "Inception": check_inception,
-    "data": check_data,
 }

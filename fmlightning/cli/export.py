@@ -8,14 +8,13 @@
 """
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmlightning.cli.argparser import Parser
 from fmlightning.runs.directory import Run
+from fmlightning.runs.files import atomic_folder
 from fmlightning.runs.weights import EXPORTED, read_weights
 
 if TYPE_CHECKING:
@@ -70,15 +69,10 @@ def export(run: str | Path, out: Path, ema: bool = True) -> None:
     opened = Run.open(run)
     weights, record = read_weights(run, ema)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        write(temporary, weights, record)
-        shutil.copy(opened.path / "config.yaml", temporary / "config.yaml")
-        (temporary / "README.md").write_text(readme(opened, out, record))
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(out) as folder:
+        write(folder, weights, record)
+        shutil.copy(opened.path / "config.yaml", folder / "config.yaml")
+        (folder / "README.md").write_text(readme(opened, out, record))
 
 
 def write(folder: Path, weights: dict[str, "Tensor"], record: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -43,18 +42,19 @@ from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.size import describe
 from fmlightning.runs.directory import run_directory
-from fmlightning.runs.lock import leave, occupy
+from fmlightning.runs.lock import lock, unlock
 from fmlightning.runs.secrets import as_options, require_no_secret
 from fmlightning.training.callbacks.oracle import OracleError
 from fmlightning.training.callbacks.progress import StepProgress
 from fmlightning.training.callbacks.provenance import Provenance
 from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 from fmlightning.training.lightning.fast_loop import FastLoop
-from fmlightning.training.lightning.peers import PeerWatchdog, left_alone
+from fmlightning.training.lightning.internals import OpenCLI, process_rank
+from fmlightning.training.lightning.peers import PeerWatchdog, ends_for_lost_peer
 from fmlightning.training.lightning.shutdown import (
     GracefulShutdown,
-    leave_together,
-    without_handlers,
+    exit_together,
+    replace_signal_handlers,
 )
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
@@ -62,7 +62,7 @@ from fmlightning.training.nonfinite import NonFiniteError
 from fmlightning.training.tracking import close_mirror, reachable, wandb_logger
 
 
-class FlowCLI(LightningCLI):
+class FlowCLI(OpenCLI):
     """The LightningCLI of flow matching."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
@@ -96,9 +96,6 @@ class FlowCLI(LightningCLI):
         """Lightning's, without the option to unpickle a checkpoint."""
         return {k: {*v, "weights_only"} for k, v in LightningCLI.subcommands().items()}
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would put the checkpoint's hyperparameters over the command line."""
-
     @property
     def options(self) -> Namespace:
         """The options of the subcommand."""
@@ -113,7 +110,7 @@ class FlowCLI(LightningCLI):
         options.trainer.default_root_dir = str(self.folder)
         options.checkpoints.dirpath = str(self.folder / "checkpoints")
         options.ckpt_path = self.checkpoint(options.ckpt_path)
-        if training and _get_rank() in (None, 0):
+        if training and process_rank() == 0:
             self.claim(options)
 
     def checkpoint(self, named: str | None) -> str | None:
@@ -131,7 +128,7 @@ class FlowCLI(LightningCLI):
         Raises:
             ValueError: an option has a value that it cannot have.
         """
-        options, parser = self.options, self._parser(self.subcommand)
+        options, parser = self.options, self.parser_of(self.subcommand)
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
         self.take_start(options)
@@ -162,9 +159,9 @@ class FlowCLI(LightningCLI):
             if self.start is not None and self.subcommand == "fit":
                 start_from(self.model.network, self.start, self.options.init_from)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
         with self.naming_options():
-            super()._run_subcommand(subcommand)
+            super().run_subcommand(subcommand)
 
     @contextmanager
     def naming_options(self) -> Iterator[None]:
@@ -178,7 +175,7 @@ class FlowCLI(LightningCLI):
             raise ValueError(words) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = self._get(self.config_init, "trainer")
+        trainer = self.built("trainer")
         callbacks: list[Callback] = [
             PeerWatchdog(),
             Provenance(self.resolved, self.text),
@@ -192,7 +189,7 @@ class FlowCLI(LightningCLI):
         trainer.logger = self.loggers(trainer.logger)
         trainer.plugins = [*as_list(trainer.plugins), ChecksummedFiles()]
         try:
-            built = without_handlers(super().instantiate_trainer(**kwargs))
+            built = replace_signal_handlers(super().instantiate_trainer(**kwargs))
         except (TypeError, ImportError, ValueError, MisconfigurationException) as error:
             raise ValueError(of_trainer(str(error), self.resolved["trainer"])) from error
         check_precision(self.options.trainer.precision, built)
@@ -208,7 +205,7 @@ class FlowCLI(LightningCLI):
             return [MetricsFile(self.folder)]
         if asked not in (None, True):
             return [MetricsFile(self.folder), *as_list(asked)]
-        tracking = self._get(self.config_init, "wandb")
+        tracking = self.built("wandb")
         mirror = wandb_logger(
             tracking, self.folder, self.resolved["experiment"], self.options.rerun
         )
@@ -218,14 +215,14 @@ class FlowCLI(LightningCLI):
         # all that can be refused is refused before the first file is written
         self.datamodule.check(self.trainer.world_size)
         self.model.check(self.datamodule)
-        evaluation = self._get(self.config_init, "evaluation")
+        evaluation = self.built("evaluation")
         evaluation.check(self.datamodule)
-        self._get(self.config_init, "checkpoints").check(
+        self.built("checkpoints").check(
             scores=bool(evaluation.metrics and evaluation.every_n_steps),
             callbacks=bool(self.options.trainer.callbacks),
         )
         if self.trainer.is_global_zero:
-            occupy(self.folder)
+            lock(self.folder)
             self.claim(self.options)  # again: until now another process may have trained it
             if self.options.rerun and self.folder.exists():
                 move_aside(self.folder)
@@ -272,24 +269,24 @@ def run(args: list[str]) -> int:
         except AlreadyFinished as done:
             print(f"{done} is finished already; to see it: fmlightning show {done}")
         except NonFiniteError:
-            if _get_rank():
+            if process_rank():
                 return 2  # process 0 says it
             raise
         except SIGTERMException:
-            if not _get_rank():
+            if process_rank() == 0:
                 print("stopped; to go on: the same command with --ckpt_path auto", flush=True)
             close_mirror()
-            return leave_together()
+            return exit_together()
         except SystemExit as error:  # Lightning's way of ending at Ctrl-C
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             print("stopped; to go on: the same command with --ckpt_path auto")
             return 130
         except RuntimeError as error:
-            if left_alone(error):
+            if ends_for_lost_peer(error):
                 return 1
             raise
         finally:
             close_mirror()
-            leave()
+            unlock()
     return 0

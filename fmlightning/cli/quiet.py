@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning.fabric.utilities.rank_zero import _get_rank
+from fmlightning.training.lightning.internals import process_rank
 
-QUIET = (
+EXPECTED_WARNINGS = (
     "The anonymous setting has no effect",
     ".*args parameter is intended to run from within Python.*",
     ".*deprecated in v4.*will be removed in v5.*",
@@ -28,7 +28,7 @@ QUIET = (
 
 def say(text: str) -> None:
     """Print on the first process."""
-    if _get_rank() in (None, 0):
+    if process_rank() == 0:
         print(text)
 
 
@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 
     os.environ.setdefault("WANDB_SILENT", "true")
     with warnings.catch_warnings():
-        for text in QUIET:
+        for text in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", text)
         for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fmlightning.runs.compare import Record, compare
 from fmlightning.runs.directory import Run
+from fmlightning.runs.metrics_csv import last_step
 
 CONFIG = """\
 model:
@@ -50,11 +51,11 @@ class TooLate(Exception):
 
 @dataclass(frozen=True)
 class ResumeCheck:
-    """How a rehearsal went.
+    """The outcome of a check.
 
     Attributes:
         step: the last that was logged before the kill.
-        differing: what of the two runs is not the same to the bit.
+        differing: the parts of the two runs that are not the same to the bit.
         seconds: that it took.
     """
 
@@ -63,7 +64,7 @@ class ResumeCheck:
     seconds: float
 
 
-def rehearse(accelerator: str = "cpu") -> ResumeCheck:
+def check_resume(accelerator: str = "cpu") -> ResumeCheck:
     """Train, train and kill, resume, and compare; dots on stderr show that it goes on.
 
     Raises:
@@ -86,7 +87,7 @@ def rehearse(accelerator: str = "cpu") -> ResumeCheck:
 
 
 class Process:
-    """`fmlightning fit` in a process of its own, which ends with the rehearsal."""
+    """`fmlightning fit` in a process of its own, which ends with the check."""
 
     def __init__(self, folder: Path, name: str, accelerator: str, started: ExitStack) -> None:
         self.run, self.log, self.waited = folder / name, folder / f"{name}.log", 0.0
@@ -95,7 +96,7 @@ class Process:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "--ckpt_path", "auto"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=alone(), cwd=folder,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=without_launcher(), cwd=folder,
             )  # fmt: skip
         started.enter_context(self.process)
         started.callback(self.process.kill)
@@ -117,7 +118,7 @@ class Process:
         while self.process.poll() is None:
             self.wait(1.0)
         if self.process.returncode:
-            lines = self.log.read_text().strip().splitlines() or ["no words"]
+            lines = self.log.read_text().strip().splitlines() or ["no message"]
             raise Failed(f"exit status {self.process.returncode}: {lines[-1]}")
 
     def wait(self, seconds: float) -> None:
@@ -133,12 +134,6 @@ class Process:
         self.waited = after
 
 
-def last_step(metrics: Path) -> int:
-    """The step of the last whole row of a metrics file; 0 before the first."""
-    rows = metrics.read_text().split("\n")[1:-1] if metrics.is_file() else []
-    return int(rows[-1].split(",")[0]) if rows else 0
-
-
-def alone() -> dict[str, str]:
-    """The environment without what a launcher says of other processes."""
+def without_launcher() -> dict[str, str]:
+    """The environment without a launcher's variables of other processes."""
     return {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER) and k not in RANKS}

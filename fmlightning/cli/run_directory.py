@@ -5,7 +5,7 @@ from typing import Any
 
 from fmlightning.cli.config_files import RESUME
 from fmlightning.cli.quiet import say
-from fmlightning.runs.checksum import require_whole, sealed_step
+from fmlightning.runs.checksum import recorded_step, require_intact
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run, require_vacant
 
@@ -51,14 +51,14 @@ def checkpoint(folder: Path, named: str | None, training: bool) -> str | None:
         return None
     if resumes:
         path, wrong = run.whole_checkpoint()
-        say("\n".join((*wrong, f"going on from {path}, step {sealed_step(path)}")))
+        say("\n".join((*wrong, f"going on from {path}, step {recorded_step(path)}")))
         return str(path)
     path = Path(named) if named else run.checkpoint()
     if path.is_dir():
         path = Run.open(path).checkpoint()
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={named}: no such checkpoint or run directory")
-    require_whole(path)
+    require_intact(path)
     return str(path)
 
 

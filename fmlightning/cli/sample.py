@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from fmlightning.cli.build import instantiate_data
-from fmlightning.cli.device import as_asked, pick_device
+from fmlightning.cli.device import pick_device, prepare_flow
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     labels = labels_of(flow, data, options)
     size = min(options.batch_size, options.n)
     device = pick_device(options.device)
-    flow = as_asked(flow, options.precision, options.compile, device, size)
+    flow = prepare_flow(flow, options.precision, options.compile, device)
     x, nfe = draw(flow, guided(flow, guidance, path), solver, index, labels, options, data)
     files = write(folder, flow, x, index, labels(index))
     if flow.paired and data is not None and x.ndim == 4:

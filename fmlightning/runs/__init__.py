@@ -1,1 +1,1 @@
-"""What lies on disk, without torch."""
+"""Runs as they lie on disk; without torch."""

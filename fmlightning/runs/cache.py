@@ -1,15 +1,16 @@
-"""What is made once of a data set and a network, and kept in files.
+"""Tensors that are made once of a data set and a network, and kept in files.
 
 A file is named by the fingerprint of the data and the digest of the network, written whole or not at all, and read
 as tensors alone: no file can run code.
 """
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from fmlightning.runs.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ def cached(name: str | None, make: Callable[[], Tensors], device: "torch.device"
 
 
 def everywhere(here: bool, device: "torch.device") -> bool:
-    """Whether something holds on every process."""
+    """True where something holds on every process."""
     import torch
 
     distributed = torch.distributed
@@ -66,7 +67,7 @@ def read(path: Path) -> "Tensors | None":
         return None
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # of a torn file torch raises one of many
+    except Exception as error:  # torch raises one of many for a corrupt file
         warnings.warn(f"{path} cannot be read and is made again: {error}", stacklevel=1)
         return None
 
@@ -77,9 +78,8 @@ def write(path: Path, tensors: Tensors) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        with atomic_write(path) as file:
             torch.save({key: value.cpu() for key, value in tensors.items()}, file)
-        os.replace(file.name, path)
     except OSError as error:
         warnings.warn(
             f"{path} cannot be written, so it will be made again: {error}; ${VARIABLE} names another folder",

@@ -5,7 +5,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from fmlightning.runs.checksum import require_sealed
+from fmlightning.runs.checksum import verify_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     with path.open("rb") as file:
-        require_sealed(file, path)
+        verify_checksum(file, path)
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:  # whose advice would run what is in the file
@@ -49,7 +49,7 @@ def require_same_layout(module: "nn.Module", checkpoint: Mapping[str, Any]) -> N
 
 
 def layout_differences(here: Mapping[str, "Tensor"], there: Mapping[str, "Tensor"]) -> list[str]:
-    """What a checkpoint has too little, too much, or in another shape."""
+    """The keys that a checkpoint has too few, too many, or in another shape."""
     shapes = [
         f"{k} {tuple(there[k].shape)} instead of {tuple(v.shape)}"
         for k, v in here.items()

@@ -1,12 +1,9 @@
-r"""Files that are whole or not there, and that prove it.
+r"""Checkpoints that prove that they are whole.
 
 A checkpoint is a zip archive. Its checksum is in the place that zip archives have for a comment, at the end, so
 that every reader of such archives, torch.load among them, finds the file as it always was:
 
     file = archive | "fmlightning step=00001000 sha256=" | digest,    digest = SHA-256 of all bytes before it    (1)
-
-A file is written under another name in the same directory, flushed to the disk, and then renamed: at any moment,
-and after a crash of the machine too, its name stands for the old file or the new one.
 
 Source: the comment is that of the end record of PKWARE's APPNOTE.TXT 6.3, section 4.3.16.
 """
@@ -15,75 +12,16 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 LABEL = "fmlightning step={:08d} sha256="
-SEAL = re.compile(rb"fmlightning step=(\d{8,}) sha256=([0-9a-f]{64})\Z")
+CHECKSUM = re.compile(rb"fmlightning step=(\d{8,}) sha256=([0-9a-f]{64})\Z")
 DIGEST, TAIL = 64, 128
-"""Length of the digest, and more than that of the longest seal."""
+"""Length of the digest, and more than that of the longest label with its digest."""
 
 
-# -- writing ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def put_in_place(path: Path) -> Iterator[BinaryIO]:
-    """A new file, for writing and reading, that takes its name when it is whole and on the disk.
-
-    Raises:
-        OSError: it could not be written; what had the name has it still.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give the error of a write the name of its file and a way on.
-
-    Raises:
-        OSError: what the disk said.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch.save turns what the disk says into a RuntimeError of its own
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(
-            f"{path} could not be written: {cause.strerror}. The checkpoints before it are whole: make room, "
-            "then go on with the same command and --ckpt_path auto"
-        ) from error
-
-
-def flush_directory(folder: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def clear_unfinished(folder: Path) -> None:
-    """Remove what writes that were killed have left."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def seal(file: BinaryIO, step: int) -> None:
+def append_checksum(file: BinaryIO, step: int) -> None:
     """Append (1) to an archive that has just been written."""
     label = LABEL.format(step).encode()
     file.seek(-2, os.SEEK_END)  # the end record ends with the length of the comment
@@ -92,30 +30,17 @@ def seal(file: BinaryIO, step: int) -> None:
     file.write(digest.encode())
 
 
-def seal_file(path: str | Path, step: int = 0) -> None:
-    """Give a checkpoint of plain Lightning its checksum: from here on, any change is seen.
-
-    Raises:
-        ValueError: it is not whole, as far as its archive tells, or has a checksum.
-    """
-    path = Path(path)
-    content = path.read_bytes()
-    if SEAL.search(content[-TAIL:]):
-        raise ValueError(f"{path} has a checksum already")
-    require_archive(path)
-    with put_in_place(path) as file:
-        file.write(content)
-        seal(file, step)
-
-
-# -- reading ----------------------------------------------------------------------------------------
-
-
-def sealed_step(path: Path) -> int | None:
-    """The step of a checkpoint, from the end of the file alone; None where there is no seal."""
+def recorded_step(path: Path) -> int | None:
+    """The step of a checkpoint, from the end of the file alone; None where there is no checksum."""
     with path.open("rb") as file:
-        found = SEAL.search(tail(file))
+        found = CHECKSUM.search(tail(file))
     return int(found[1]) if found else None
+
+
+def recorded_digest(path: Path) -> str:
+    """The digest of a checkpoint, from the end of the file alone: another checkpoint has another."""
+    with path.open("rb") as file:
+        return tail(file)[-DIGEST:].decode(errors="replace")
 
 
 def tail(file: BinaryIO) -> bytes:
@@ -124,24 +49,24 @@ def tail(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def require_whole(path: Path) -> None:
-    """Refuse a checkpoint that is torn or altered.
+def require_intact(path: Path) -> None:
+    """Refuse a checkpoint that is corrupt or altered.
 
     Raises:
-        ValueError: a byte is not what was written, or there is no checksum to tell.
+        ValueError: a byte is not what was written, or there is no checksum.
     """
     with path.open("rb") as file:
-        require_sealed(file, path)
+        verify_checksum(file, path)
 
 
-def require_sealed(file: BinaryIO, path: Path) -> None:
-    """As `require_whole`, for an open file, which is left at its start."""
-    found = SEAL.search(tail(file))
+def verify_checksum(file: BinaryIO, path: Path) -> None:
+    """Check as `require_intact` an open file, which is left at its start."""
+    found = CHECKSUM.search(tail(file))
     if found is None:
         require_archive(path)
         raise ValueError(
-            f"{path} is damaged, or fmlightning did not write it: it has no checksum. To take it as it is: "
-            f"python -c \"from fmlightning.runs.checksum import seal_file; seal_file('{path}')\""
+            f"{path} is damaged, or fmlightning did not write it: it has no checksum. Name another checkpoint of its "
+            "run, or train it again"
         )
     if digest_of(file, file.tell() - DIGEST).encode() != found[2]:
         raise ValueError(f"{path} is damaged: its content does not match the checksum in it")
@@ -159,7 +84,7 @@ def digest_of(file: BinaryIO, size: int) -> str:
 
 
 def require_archive(path: Path) -> None:
-    """Refuse what is no zip archive, or one with a part that does not match its own small checksum.
+    """Refuse a file that is no zip archive, or has a part that does not match its own small checksum.
 
     Raises:
         ValueError: the file is damaged.

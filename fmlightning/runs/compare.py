@@ -8,7 +8,6 @@ where the median keeps a metric that crosses zero from being held against zero. 
 |a - b| / |a|, over all of a group together. A difference is 0 only where all bits are the same.
 """
 
-import csv
 import math
 import re
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmlightning.runs.directory import Run
+from fmlightning.runs.metrics_csv import read_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ WALL_CLOCK = re.compile(r"(^|[/_])(seconds|time|elapsed|wall|[a-z]+_per_(s|sec|s
 
 @dataclass(frozen=True)
 class Record:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         manifest: of the run.
@@ -47,25 +47,17 @@ class Record:
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged.
         """
-        metrics = read_columns(run.path / "metrics.csv") | read_scores(run)
+        metrics = read_metrics(run) | read_scores(run)
         return cls(run.manifest, metrics, read_tensors(run.checkpoint()))
 
 
-def read_columns(path: Path) -> dict[str, dict[str, float]]:
-    """The columns of a metrics file, by step."""
+def read_metrics(run: Run) -> dict[str, dict[str, float]]:
+    """The columns of metrics.csv, by step."""
+    path = run.path / "metrics.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no metrics.csv, so there is nothing to compare")
-    columns: dict[str, dict[str, float]] = {}
-    with path.open(newline="") as file:
-        try:
-            for row in csv.DictReader(file, strict=True):
-                step = str(int(row.pop("step")))
-                for name, text in row.items():
-                    if text != "":
-                        columns.setdefault(name, {})[f"step {step}"] = float(text)
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    return columns
+        raise FileNotFoundError(f"{run.path} has no metrics.csv, so there is nothing to compare")
+    columns = read_columns(path)
+    return {n: {f"step {step}": v for step, v in points} for n, points in columns.items()}
 
 
 def read_scores(run: Run) -> dict[str, dict[str, float]]:
@@ -103,7 +95,7 @@ def flat_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, "Tensor"]]:
 
 @dataclass(frozen=True)
 class Row:
-    """How one thing compares.
+    """The comparison of one metric or group of tensors.
 
     Attributes:
         name: of the metric or group of tensors.
@@ -124,7 +116,7 @@ class Row:
 
 
 def by_the_clock(name: str) -> bool:
-    """Whether a metric measures the machine and not the model."""
+    """True for a metric that measures the machine and not the model."""
     return bool(WALL_CLOCK.search(name))
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from fmlightning.runs.checksum import require_whole, sealed_step
+from fmlightning.runs.checksum import recorded_step, require_intact
 from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.files import is_unfinished
 from fmlightning.runs.legacy import translate
 
 RUN_FILES = {
@@ -31,9 +32,6 @@ RUN_FILES = {
     "ema",
     "wandb",
 }
-UNFINISHED = "config.tmp"
-"""All that is left of a run which was killed before its config was whole."""
-
 RUN_MARKS = ("config.yaml", "manifest.json", "metrics.csv", "checkpoints")
 """Any of these makes a directory a run's."""
 
@@ -79,10 +77,10 @@ def require_vacant(folder: Path) -> None:
     file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if file:
         raise ValueError(f"run_dir={folder} cannot be: {file} is a file; {cure}")
-    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    left = folder / UNFINISHED
-    if left.is_file() and not left.is_symlink():
-        inside -= {UNFINISHED}
+    # a run that was killed before its config was whole leaves an unfinished file
+    inside = (
+        {p.name for p in folder.iterdir() if not is_unfinished(p)} if folder.is_dir() else set()
+    )
     if inside and not inside & RUN_FILES:
         raise ValueError(f"run_dir={folder} holds other files and no run; {cure}")
 
@@ -157,7 +155,7 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Its checkpoints: `last.ckpt`, then the others from the highest step down."""
         files = [p for p in (self.path / "checkpoints").glob("*.ckpt") if p.is_file()]
-        return sorted(files, key=lambda p: (p.stem == "last", sealed_step(p) or -1), reverse=True)
+        return sorted(files, key=lambda p: (p.stem == "last", recorded_step(p) or -1), reverse=True)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -188,7 +186,7 @@ class Run:
         wrong: list[str] = []
         for path in self.checkpoints:
             try:
-                require_whole(path)
+                require_intact(path)
             except ValueError as error:
                 wrong.append(str(error))
             else:
@@ -210,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find(root: Path) -> Iterator[Run]:
-    """All runs below a directory, whole or torn, by name."""
+    """All runs below a directory, complete or corrupt, by name."""
     if is_run(root):
         yield Run(root)
         return
@@ -219,7 +217,7 @@ def find(root: Path) -> Iterator[Run]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run's, whole or not."""
+    """True for the directory of a run, complete or not."""
     return path.is_dir() and any((path / name).exists() for name in RUN_MARKS)
 
 
@@ -231,7 +229,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def absent(checkpoint: Path) -> FileNotFoundError:
-    """What to say of a checkpoint that is not there: which ones are."""
+    """The error for a checkpoint that is not there: it names those that are."""
     run = next((p for p in checkpoint.parents if is_run(p)), checkpoint.parent)
     there = ", ".join(p.name for p in Run(run).checkpoints) or "none"
     return FileNotFoundError(

@@ -21,34 +21,34 @@ def lock_file(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def occupy(folder: Path) -> None:
-    """Hold a run directory until `leave`, or until the process has gone.
+def lock(folder: Path) -> None:
+    """Lock a run directory until `unlock`, or until the process has ended.
 
     Raises:
-        ValueError: a process that is alive holds it.
+        ValueError: a process that is alive has locked it.
     """
     path = lock_file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=1)  # another may just be asking who is there
+    file_lock = FileLock(path, timeout=1)  # another may be reading who the owner is
     try:
         with suppress(NotImplementedError):
-            lock.acquire()
+            file_lock.acquire()
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            HELD.append(lock)
+            HELD.append(file_lock)
     except Timeout as error:
         raise ValueError(
-            f"{folder} is being trained by {occupant(folder)}: wait until it has ended, or stop it"
+            f"{folder} is being trained by {owner(folder)}: wait until it has ended, or stop it"
         ) from error
 
 
-def leave() -> None:
-    """Give back all that this process holds."""
+def unlock() -> None:
+    """Release all locks of this process."""
     while HELD:
         HELD.pop().release()
 
 
-def occupant(folder: Path) -> str | None:
-    """Who trains in a run directory, or None; writes nothing."""
+def owner(folder: Path) -> str | None:
+    """The process that trains in a run directory, in words, or None; writes nothing."""
     path = lock_file(folder)
     if not path.is_file():
         return None

@@ -17,7 +17,7 @@ OPTION = re.compile(
 )
 IN_URL = re.compile(r"\w+://[^/\s@]+@")
 SHORTEST = 8
-"""What is shorter is no key, and may be part of any word."""
+"""The length of the shortest key: a shorter text may be part of any word."""
 
 
 def in_environment() -> dict[str, str]:
@@ -53,7 +53,7 @@ def require_no_secret(options: Iterable[tuple[str, Any]]) -> None:
 
 
 def reason(name: str, text: str, held: dict[str, str]) -> str:
-    """Why an option holds a secret, or nothing."""
+    """The reason why an option holds a secret, or nothing."""
     found = next((variable for variable, secret in held.items() if secret in text), None)
     if found:
         return f"holds the value of ${found}"

@@ -1,10 +1,10 @@
-r"""What a run does when it is sent a signal, and how its command then ends.
+r"""Signals to a run, and the exit status of its command.
 
     USR1, USR2   75    stop for now: run the same command again (EX_TEMPFAIL of BSD's sysexits.h)
     TERM        143    stop for good: scancel, or a machine that goes down
     Ctrl-C      130    stop for good; a second Ctrl-C does not wait for anything
 
-A handler runs in the middle of whatever it interrupts, so it only takes a note. The note is read where a step has
+A handler runs in the middle of whatever it interrupts, so it only notes the signal. The note is read where a step has
 ended, and where all processes can agree on it.
 """
 
@@ -25,13 +25,13 @@ EXIT_CODES = {
 
 
 @dataclass
-class Note:
-    """What this process knows; 0 is no signal.
+class SignalState:
+    """The signals of this process; 0 is none.
 
     Attributes:
         received: the signal it was sent. Of several the largest counts, and TERM is larger than USR1 and USR2.
         agreed: the signal that all processes stop for.
-        process: whose note this is; a data worker is a copy of its run.
+        process: whose state this is; a data worker is a copy of its run.
     """
 
     received: int = 0
@@ -39,31 +39,31 @@ class Note:
     process: int = 0
 
 
-NOTE = Note()
+SIGNAL_STATE = SignalState()
 
 
-def take(signum: int, frame: FrameType | None) -> None:
+def handle(signum: int, frame: FrameType | None) -> None:
     """The one handler."""
-    if os.getpid() != NOTE.process:
+    if os.getpid() != SIGNAL_STATE.process:
         if signum == signal.SIGTERM:
             os._exit(EXIT_CODES[signal.SIGTERM])
         return
-    if signum == NOTE.received == signal.SIGINT:
+    if signum == SIGNAL_STATE.received == signal.SIGINT:
         os._exit(EXIT_CODES[signal.SIGINT])
-    NOTE.received = max(NOTE.received, signum)
+    SIGNAL_STATE.received = max(SIGNAL_STATE.received, signum)
 
 
 def listen(*signals: signal.Signals) -> None:
-    """Take a note of these signals from now on."""
+    """Note these signals from now on."""
     if threading.current_thread() is threading.main_thread():
         for each in signals:
-            signal.signal(each, take)
+            signal.signal(each, handle)
 
 
 @contextmanager
 def listening() -> Iterator[None]:
     """Take a note of what a scheduler sends; after a stop, stay deaf until the process has gone."""
-    NOTE.received, NOTE.agreed, NOTE.process = 0, 0, os.getpid()
+    SIGNAL_STATE.received, SIGNAL_STATE.agreed, SIGNAL_STATE.process = 0, 0, os.getpid()
     before = {each: signal.getsignal(each) for each in EXIT_CODES}
     listen(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     try:
@@ -71,4 +71,6 @@ def listening() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for each, handler in before.items():
-                signal.signal(each, signal.SIG_IGN if NOTE.agreed else handler or signal.SIG_DFL)
+                signal.signal(
+                    each, signal.SIG_IGN if SIGNAL_STATE.agreed else handler or signal.SIG_DFL
+                )

@@ -30,7 +30,7 @@ class LRSchedule(LRScheduler):
         self.total_steps = total_steps
 
     def factor(self, progress: float) -> float:
-        """What multiplies the learning rate after the fraction `progress` of the steps behind the warm-up."""
+        """The factor of the learning rate after the fraction `progress` of the steps behind the warm-up."""
         return 1.0
 
     def get_lr(self) -> list[float | Tensor]:
@@ -40,7 +40,7 @@ class LRSchedule(LRScheduler):
         return [lr * factor for lr in self.base_lrs]
 
     def factor_at(self, step: int) -> float:
-        """What multiplies the learning rate at a step behind the warm-up."""
+        """The factor of the learning rate at a step behind the warm-up."""
         length = max(1, self.total_steps - self.warmup_steps)
         return self.factor(
             min(1.0, (step - self.warmup_steps) / length) if self.total_steps else 0.0

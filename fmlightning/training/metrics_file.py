@@ -1,6 +1,7 @@
 """`metrics.csv`: the one file of a run's metrics, and the truth that W&B mirrors."""
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fmlightning.runs.checksum import naming
+from fmlightning.runs.files import explain_write_errors, write_text
+from fmlightning.runs.metrics_csv import read_rows
 
 
 class MetricsFile(Logger):
@@ -31,12 +33,10 @@ class MetricsFile(Logger):
     def load(self) -> None:
         """Take the rows that are there; on first use, when the directory is known to be this run's."""
         if self.path.is_file() and not self.read:
-            lines = self.path.read_bytes().decode().splitlines(keepends=True)
-            # a full disk may tear the last line, whose step is after every checkpoint
-            reader = csv.DictReader(line for line in lines if line.endswith("\n"))
-            self.rows = list(reader)
-            self.columns = list(reader.fieldnames or self.columns)
-            if lines and not lines[-1].endswith("\n"):
+            columns, rows = read_rows(self.path)
+            self.rows = list(rows)
+            self.columns = columns or self.columns
+            if not self.path.read_bytes().endswith(b"\n"):
                 self.write()
         self.read = True
 
@@ -74,7 +74,7 @@ class MetricsFile(Logger):
         if new or len(before) > 1 or row is not last or not self.path.is_file():
             self.write()
         else:
-            with naming(self.path), self.path.open("a", newline="") as file:
+            with explain_write_errors(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(self.rows[-1])
 
     def row(self, step: int) -> dict[str, Any]:
@@ -97,10 +97,9 @@ class MetricsFile(Logger):
 
     def write(self) -> None:
         """The whole file, put in place at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with naming(self.path), temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.path)
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with explain_write_errors(self.path):
+            write_text(self.path, content.getvalue())

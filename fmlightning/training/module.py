@@ -38,6 +38,7 @@ from fmlightning.training.checks import check_data, warn_foreign_dropout
 from fmlightning.training.draws import Draws
 from fmlightning.training.ema.callback import evaluation_weights
 from fmlightning.training.held_out import HeldOut
+from fmlightning.training.lightning.internals import current_step
 from fmlightning.training.lr_schedules import LRSchedule
 from fmlightning.training.nonfinite import guard
 from fmlightning.training.pairing import PairedBatches, PairingContext, Pairs
@@ -230,8 +231,7 @@ class FlowMatching(LightningModule):
     # -- training -------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
-        draw = self.draws(batch, step)
+        draw = self.draws(batch, current_step(self.trainer))
         loss = self.recipe.objective.mean(self.nets, self.recipe, draw)
         if self.logs_now:  # self.log at every step would take a quarter of a small network's time
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)

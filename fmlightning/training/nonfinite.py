@@ -1,6 +1,6 @@
-r"""Steps whose loss or gradient is not finite: they change nothing, and they are told.
+r"""Steps whose loss or gradient is not finite: no weight changes, and each is reported.
 
-    taken = |g| < infinity,   g the gradient summed over processes and micro-batches              (1)
+    applied = |g| < infinity,   g the gradient summed over processes and micro-batches              (1)
 
 A loss that is not finite makes its gradient NaN, so the gradient, which all processes share, carries the verdict
 of each of them. Where a look at (1) would make the computer wait for its accelerator, it stays there: a fused
@@ -36,7 +36,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class NonFinite(Callback):
-    """What happens when a loss or a gradient is not finite. The step is not taken in either case.
+    """The response to a loss or a gradient that is not finite. The step is not taken in either case.
 
     The step, its loss and the norm of its gradient are logged as `nonfinite/loss` and `nonfinite/grad_norm`. A step
     that was skipped counts as a step: the data and the learning rate move on.
@@ -47,7 +47,7 @@ class NonFinite(Callback):
         max_skips: how many steps in a row may be skipped before the run stops.
     """
 
-    every_step = ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
+    per_step_hooks = ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
 
     def __init__(self, action: Action = "stop", max_skips: int = 10) -> None:
         if action not in ("stop", "skip"):
@@ -56,7 +56,7 @@ class NonFinite(Callback):
             raise ValueError(f"nonfinite.max_skips={max_skips} must be at least 1")
         self.action, self.max_skips = action, max_skips
         self.consecutive_skips = 0
-        self.taken: bool | Tensor = True
+        self.step_applied: bool | Tensor = True
         self.losses: list[Tensor] = []
         self.step = 0
         self.norm: Tensor | None = None
@@ -66,7 +66,7 @@ class NonFinite(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer = trainer  # `state_dict` is not given it
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         return math.inf
 
     # -- the verdict ----------------------------------------------------------------------------
@@ -86,14 +86,14 @@ class NonFinite(Callback):
         self.gradients = gradients_of(optimizer)
         self.step, self.norm = trainer.global_step, norm_of(self.gradients)
         at_once = reads_at_once(self.norm)
-        self.taken = math.isfinite(self.norm.item()) if at_once else self.norm.isfinite()
+        self.step_applied = math.isfinite(self.norm.item()) if at_once else self.norm.isfinite()
         if scaler(trainer) is not None:
             return  # it sees the same gradients, and does not take the step
         if self.action == "skip" and not fused(optimizer):
-            self.taken = bool(self.taken)
-        if isinstance(self.taken, Tensor):
-            optimizer.found_inf = (~self.taken).float()  # type: ignore[attr-defined]
-        elif not self.taken:
+            self.step_applied = bool(self.step_applied)
+        if isinstance(self.step_applied, Tensor):
+            optimizer.found_inf = (~self.step_applied).float()  # type: ignore[attr-defined]
+        elif not self.step_applied:
             self.gradients = []
             optimizer.zero_grad(set_to_none=True)  # what has no gradient is left alone
 
@@ -106,12 +106,12 @@ class NonFinite(Callback):
             return
         norm, self.norm = self.norm, None
         losses, self.losses = self.losses, []
-        if self.taken is True:  # a verdict that is known at once leaves nothing to read
+        if self.step_applied is True:  # a verdict that is known at once leaves nothing to read
             self.consecutive_skips = 0
             return
         loss = torch.stack(losses).sum()
         self.pending.append((self.step, torch.stack((loss.float(), norm.to(loss.device).float()))))
-        if self.taken is False or len(self.pending) >= READ_EVERY or logs(trainer):
+        if self.step_applied is False or len(self.pending) >= READ_EVERY or logs(trainer):
             self.read()
 
     # -- reading it -----------------------------------------------------------------------------
@@ -210,12 +210,6 @@ def guard(trainer: Trainer) -> NonFinite | None:
     return next((c for c in trainer.callbacks if isinstance(c, NonFinite)), None)  # type: ignore[attr-defined]
 
 
-def taken(trainer: Trainer) -> bool | Tensor:
-    """Whether the last step was taken: on an accelerator, as a tensor there."""
-    found = guard(trainer)
-    return True if found is None else found.taken
-
-
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
     found = [p.grad for group in optimizer.param_groups for p in group["params"]]
     return [gradient for gradient in found if gradient is not None]
@@ -235,7 +229,7 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
 
 
 def finite_weights(module: LightningModule) -> bool:
-    """Whether all parameters are finite; by their largest elements, because a sum of squares overflows."""
+    """True where all parameters are finite; by their largest elements, because a sum of squares overflows."""
     network: nn.Module = module.network  # type: ignore[assignment]
     weights = [p.detach() for p in network.parameters() if p.numel()]
     if not weights:
@@ -244,12 +238,12 @@ def finite_weights(module: LightningModule) -> bool:
 
 
 def reads_at_once(x: Tensor) -> bool:
-    """Whether a look at a tensor makes nobody wait."""
+    """True where reading a tensor waits for no accelerator."""
     return x.device.type == "cpu"
 
 
 def fused(optimizer: Optimizer) -> bool:
-    """Whether an optimiser leaves a step out by itself where `found_inf` tells it to."""
+    """True for an optimiser that leaves a step out by itself where `found_inf` tells it to."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 

@@ -1,7 +1,8 @@
 """Weights & Biases: a mirror of the run directory, offline unless there is an account.
 
-No run depends on it. What is written to it goes through a queue that a thread of its own empties, so a mirror that
-fails, hangs or fills its disk costs a run one message and nothing else.
+No run depends on it. All writes go through a queue that a thread of its own empties, so a mirror that fails, hangs or
+fills its disk costs a run one message and nothing else. wandb has a process of its own, but waits for it: `finish`
+has no time limit, and does not return where that process has been stopped.
 """
 
 import netrc
@@ -22,19 +23,19 @@ from lightning.pytorch.utilities import rank_zero_only
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-WAITING = 1000
-"""Writes that may wait in the queue: more, and the mirror does not work any longer."""
+MAX_QUEUED = 1000
+"""Writes that may wait in the queue: with more, the mirror has stopped."""
 
-SPARE = 1 << 20
-"""Bytes that must be free where W&B keeps its files: it does not say itself that its disk is full."""
+MIN_FREE_BYTES = 1 << 20
+"""Bytes that must be free where W&B keeps its files: it does not report a full disk itself."""
 
-PATIENCE = {"offline": 30.0, "online": 300.0}
+CLOSE_TIMEOUT = {"offline": 30.0, "online": 300.0}
 """Seconds that the end of a run waits for the mirror."""
 
 
 @dataclass
 class Tracking:
-    """Where metrics and pictures are mirrored.
+    """The place where metrics and images are mirrored.
 
     Args:
         mode: online, offline or disabled; auto follows $WANDB_MODE, then is online where a key is found in the
@@ -57,7 +58,7 @@ class SafeWandbLogger(WandbLogger):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.calls: Queue[Callable[[], object]] = Queue(WAITING)
+        self.calls: Queue[Callable[[], object]] = Queue(MAX_QUEUED)
         self.thread: threading.Thread | None = None
         self.ended = threading.Event()
         self.lost = False
@@ -89,7 +90,7 @@ class SafeWandbLogger(WandbLogger):
             if not self.lost:
                 self.calls.put_nowait(call)
         except Full:
-            self.lose("it does not answer")
+            self.give_up("it does not answer")
 
     def work(self) -> None:
         """Write what is in the queue, until the mirror is closed or lost."""
@@ -99,15 +100,15 @@ class SafeWandbLogger(WandbLogger):
                 self.require_space()
                 call()
             except Exception as error:  # wandb raises many kinds, and none may stop a run
-                self.lose(str(error) or type(error).__name__)
+                self.give_up(str(error) or type(error).__name__)
 
     def require_space(self) -> None:
         folder = Path(self.experiment.dir)
-        if shutil.disk_usage(folder).free < SPARE:
+        if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
             raise OSError(f"no space left for {folder}")
 
-    def lose(self, why: str) -> None:
-        """Say once that the mirror is gone."""
+    def give_up(self, why: str) -> None:
+        """Report once that the mirror is gone."""
         if not self.lost:
             self.lost = True
             self.ended.set()
@@ -120,11 +121,11 @@ class SafeWandbLogger(WandbLogger):
         """Wait until all is written, but not for ever, and finish the W&B run."""
         if self._experiment is None:
             return
-        limit = PATIENCE[self._wandb_init["mode"]]
+        limit = CLOSE_TIMEOUT[self._wandb_init["mode"]]
         self.send(self._experiment.finish)
         self.send(self.ended.set)
         if not self.ended.wait(limit):
-            self.lose(f"it did not finish in {limit:g} s")
+            self.give_up(f"it did not finish in {limit:g} s")
         if self.lost:
             abandon()
 
@@ -190,7 +191,7 @@ def wandb_logger(
 
 
 def resolve_mode(mode: Mode) -> str:
-    """What `auto` means here.
+    """The mode that `auto` stands for here.
 
     Raises:
         ValueError: online was asked for and there is no key, or $WANDB_MODE is none of the modes.
@@ -209,7 +210,7 @@ def resolve_mode(mode: Mode) -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B would find an API key without asking for one."""
+    """True where W&B finds an API key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
@@ -220,7 +221,7 @@ def has_key() -> bool:
 
 
 def reachable(logger: Logger) -> bool:
-    """Whether a logger starts; one that does not is said once, and the run goes on with its files."""
+    """Start a logger; one that does not start is reported once, and the run goes on with its files."""
     if not isinstance(logger, WandbLogger):
         return True
     try:

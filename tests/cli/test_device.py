@@ -7,8 +7,6 @@ import pytest
 import torch
 import yaml
 
-from fmlightning.cli import device as compiled
-from fmlightning.cli.device import Gain
 from fmlightning.cli.load import load_flow
 
 SMALL = ("--trainer.max_steps=2", "--model.network.width=16", "--data.val_size=64")
@@ -103,22 +101,16 @@ def eager(module, *args, **kwargs):
     module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
 
 
-def test_the_gain_of_compiling_is_measured_and_said(fmlightning, run, tmp_path, monkeypatch):
+def test_compiled_samples_are_the_others_and_the_price_is_named(
+    fmlightning, run, tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    monkeypatch.setattr(compiled, "BUDGET", 0.01)
     plain, out = tmp_path / "plain", tmp_path / "compiled"
     assert fmlightning("sample", run, "--n=32", f"--out={plain}")[0] == 0
     status, shown = fmlightning("sample", run, "--n=32", f"--out={out}", "--compile")
     assert status == 0, shown
-    assert "ms a call of 32 samples" in shown
-    assert "ms eager" in shown
+    assert shown.count("note: --compile takes seconds to minutes") == 1
     torch.testing.assert_close(samples(out), samples(plain), rtol=0, atol=1e-5)  # dopri5's steps
-
-
-def test_what_pays_is_told_from_what_does_not():
-    assert "pays after 500 calls" in str(Gain(256, 10.0, 0.05, 0.03, 1e-6))
-    assert "1.67 times as fast" in str(Gain(256, 10.0, 0.05, 0.03, 1e-6))
-    assert "leave --compile out" in str(Gain(256, 10.0, 0.03, 0.05, 1e-6))
 
 
 @pytest.mark.slow

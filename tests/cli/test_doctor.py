@@ -4,10 +4,10 @@ import hashlib
 import os
 import re
 
+import lightning.pytorch  # noqa: F401 - here, as its first import writes a list of fonts to the home directory
 import pytest
 
-from fmlightning.cli import doctor
-from fmlightning.cli import resume_check as rehearsal
+from fmlightning.cli import doctor, resume_check
 from fmlightning.cli.doctor import Line, installed, public
 from fmlightning.metrics.features.networks import WEIGHTS
 
@@ -21,6 +21,9 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(
+        doctor, "environment", lambda: f"OS: in {folder}, {os.environ.get('HF_TOKEN')}"
+    )
     monkeypatch.delenv("NETRC", raising=False)
     return folder
 
@@ -38,19 +41,26 @@ def test_the_page_says_what_is_here(fmlightning, home):
     status, shown = fmlightning(*QUICK)
     assert status == 0, shown
     found = lines(shown)
-    names = {"fmlightning", "python", "system", "packages", "torch", "CPU", "memory", "processes", "W&B", "Inception",
-             "data", "runs"}  # fmt: skip
+    names = {"fmlightning", "python", "packages", "torch", "CPU", "W&B", "Inception", "runs"}
     assert names <= found.keys()
     assert "training" not in found
     for package in ("torch", "lightning", "jsonargparse", "pot"):
         assert f"{package} {installed(package)}" in found["packages"][1]
     assert f"{os.cpu_count()} cores" in found["CPU"][1]
-    assert "1797 digits" in found["data"][1]
+    assert "OS: in ~" in shown
     assert found["Inception"][0] == "note"
     # plain text on one page
     assert "\x1b" not in shown
     assert len(shown.splitlines()) < 40
     assert not list(home.rglob("*")), "something was written"
+
+
+def test_what_torch_collects_is_there_once_and_short():
+    shown = doctor.environment()
+    for collected in ("OS: ", "Python version: ", "Is CUDA available: ", "Nvidia driver version: "):
+        assert shown.count(collected) == 1
+    assert len(shown.splitlines()) < 40
+    assert "torchvision" not in shown  # the packages are listed by the checks
 
 
 def test_no_secret_and_no_home_on_the_page(fmlightning, home, monkeypatch):
@@ -137,15 +147,15 @@ def test_a_check_that_breaks_does_not_stop_the_others(fmlightning, home, monkeyp
     assert lines(shown)["first"][0] == lines(shown)["CPU"][0] == "ok"
 
 
-def test_the_launcher_is_seen_and_only_the_first_process_speaks(fmlightning, home, monkeypatch):
-    monkeypatch.setattr(doctor, "CHECKS", {"processes": doctor.check_processes})
+def test_only_the_first_process_of_a_launcher_speaks(fmlightning, home, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", {})
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert "SLURM: SLURM_JOB_ID=4711 SLURM_PROCID=0" in fmlightning(*QUICK)[1]
+    assert "OS: in ~" in fmlightning(*QUICK)[1]
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert fmlightning(*QUICK) == (0, "")
     # and the short run is none of theirs
-    assert not [name for name in rehearsal.alone() if name.startswith("SLURM")]
+    assert not [name for name in resume_check.without_launcher() if name.startswith("SLURM")]
 
 
 @pytest.mark.parametrize(
@@ -159,20 +169,24 @@ def test_the_home_directory_is_a_tilde(home, text, expected):
 @pytest.mark.parametrize(
     ("outcome", "mark", "words"),
     [
-        (rehearsal.ResumeCheck(69, (), 20.0), "ok", "bit for bit"),
-        (rehearsal.ResumeCheck(69, ("weights", "EMA"), 20.0), "FAIL", "weights, EMA are not those"),
-        (rehearsal.Failed("exit status 2: error: no"), "FAIL", "error: no"),
-        (rehearsal.TooLate(), "note", "before it was killed"),
+        (resume_check.ResumeCheck(69, (), 20.0), "ok", "bit for bit"),
+        (
+            resume_check.ResumeCheck(69, ("weights", "EMA"), 20.0),
+            "FAIL",
+            "weights, EMA are not those",
+        ),
+        (resume_check.Failed("exit status 2: error: no"), "FAIL", "error: no"),
+        (resume_check.TooLate(), "note", "before it was killed"),
     ],
     ids=["same", "differs", "fails", "too late"],
 )
 def test_what_the_short_run_says(fmlightning, home, monkeypatch, outcome, mark, words):
-    def rehearse(accelerator):
+    def check_resume(accelerator):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    monkeypatch.setattr(resume_check, "check_resume", check_resume)
     monkeypatch.setattr(doctor, "CHECKS", {})
     status, shown = fmlightning("doctor")
     assert status == (mark == "FAIL")
@@ -194,15 +208,5 @@ def test_a_short_run_is_killed_and_resumed_bit_for_bit(command, home, tmp_path):
 
 @pytest.mark.slow
 def test_a_short_run_that_cannot_train_says_why(monkeypatch):
-    with pytest.raises(rehearsal.Failed, match="exit status 2: error: "):
-        rehearsal.rehearse("no such accelerator")
-
-
-@pytest.mark.parametrize(
-    ("text", "step"),
-    [(None, 0), ("", 0), ("step,a\n", 0), ("step,a\n9,1.0\n", 9), ("step,a\n9,1.0\n19,", 9)],
-)
-def test_what_a_run_has_logged_is_read_from_its_file(tmp_path, text, step):
-    if text is not None:
-        (tmp_path / "metrics.csv").write_text(text)
-    assert rehearsal.last_step(tmp_path / "metrics.csv") == step
+    with pytest.raises(resume_check.Failed, match="exit status 2: error: "):
+        resume_check.check_resume("no such accelerator")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fmlightning as package
-from fmlightning.runs.checksum import require_whole
+from fmlightning.runs.checksum import require_intact
 from fmlightning.training.ema.snapshots import read_snapshot, snapshots
 
 SMALL = (
@@ -34,7 +34,7 @@ def test_a_width_is_made_written_and_used_by_the_other_commands(fit, fmlightning
     assert status == 0, shown
     path = run / "ema" / "sigma_rel-0.08.ckpt"
     assert f"fmlightning sample {path}" in shown
-    require_whole(path)
+    require_intact(path)
     content = torch.load(path, weights_only=True)
     averaged = content["callbacks"]["EMA"]["shadow"]
     for key, value in averaged.items():

@@ -25,7 +25,7 @@ def files(folder):
 
 @pytest.mark.parametrize("kind", ["file", "with another", "directory", "link"])
 def test_a_start_that_was_killed_leaves_its_directory_free_and_nothing_else_does(kind, tmp_path):
-    left = tmp_path / "config.tmp"
+    left = tmp_path / ".config.yaml.1a2b3c4d.tmp"
     if kind == "directory":
         left.mkdir()
     elif kind == "link":

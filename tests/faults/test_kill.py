@@ -255,7 +255,7 @@ def test_a_run_killed_four_times_ends_like_one_that_was_not(tmp_path, tmp_path_f
     whole = control("toy", tmp_path_factory)
     run = tmp_path / "run"
     kills = (
-        (1, "rename config.tmp"),  # when nothing has its name yet
+        (1, "rename .config.yaml"),  # when nothing has its name yet
         (1, "write .00000002.ckpt"),  # within the first checkpoint
         (2, "fsync checkpoints"),  # when `last.ckpt` of step 2 has just got its name
         (2, "fsync checkpoints"),  # and that of step 4, which is validated too

@@ -15,7 +15,7 @@ import torch
 import fmlightning as package
 from fmlightning.cli.allowed import allowing, guarded, require_allowed
 from fmlightning.cli.parser import FlowParser
-from fmlightning.runs.checksum import seal_file
+from fmlightning.runs.checksum import append_checksum
 from fmlightning.runs.directory import run_directory
 from fmlightning.runs.secrets import in_environment, require_no_secret, without_secrets
 
@@ -285,8 +285,9 @@ def test_a_checkpoint_runs_no_code(forced, fit, fmlightning, monkeypatch, tmp_pa
     mark = tmp_path / "mark"
     for path in (run / "checkpoints").glob("*.ckpt"):
         content = torch.load(path, weights_only=True)
-        torch.save({**content, "extra": Bomb(mark)}, path)
-        seal_file(path)
+        with path.open("w+b") as file:
+            torch.save({**content, "extra": Bomb(mark)}, file)
+            append_checksum(file, 0)
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)
     for argv in (

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from fmlightning.runs.signals import EXIT_CODES, NOTE, take
+from fmlightning.runs.signals import EXIT_CODES, SIGNAL_STATE, handle
 from fmlightning.training.callbacks.evaluation import Evaluation
 from fmlightning.training.lightning.checkpoints import ChecksummedFiles
 from fmlightning.training.module import FlowMatching
@@ -145,10 +145,10 @@ def test_a_signal_before_a_command_ends_does_not_change_its_status(sending, fmli
 
 
 def test_a_data_worker_leaves_the_signals_to_its_run(monkeypatch):
-    monkeypatch.setattr(NOTE, "process", os.getpid() + 1)  # what a forked process sees
-    before = NOTE.received
-    take(USR1, None)
-    assert NOTE.received == before
+    monkeypatch.setattr(SIGNAL_STATE, "process", os.getpid() + 1)  # what a forked process sees
+    before = SIGNAL_STATE.received
+    handle(USR1, None)
+    assert SIGNAL_STATE.received == before
 
 
 @pytest.mark.slow

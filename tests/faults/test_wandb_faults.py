@@ -37,7 +37,7 @@ def on_train_batch_end(self, trainer, *args):
         print("hurt", core, flush=True)
 
 StepProgress.on_train_batch_end = on_train_batch_end
-tracking.PATIENCE["offline"] = {patience}
+tracking.CLOSE_TIMEOUT["offline"] = {patience}
 from fmlightning.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -144,8 +144,8 @@ def test_a_write_that_hangs_holds_nothing_up(mirror, tmp_path, capsys, monkeypat
     logger = mirror(tmp_path)
     forever = threading.Event()
     logger.send(forever.wait)
-    monkeypatch.setitem(tracking.PATIENCE, "offline", 0.1)
-    for step in range(tracking.WAITING + 2):
+    monkeypatch.setitem(tracking.CLOSE_TIMEOUT, "offline", 0.1)
+    for step in range(tracking.MAX_QUEUED + 2):
         logger.log_metrics({"a": 1.0}, step)
     logger.close()
     forever.set()

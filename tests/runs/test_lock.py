@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from fmlightning.runs.lock import leave, lock_file, occupant, occupy
+from fmlightning.runs.lock import lock, lock_file, owner, unlock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fmlightning.runs.lock import occupy
-occupy(Path(sys.argv[1]))
+from fmlightning.runs.lock import lock
+lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
 """
@@ -31,21 +31,21 @@ def holder(tmp_path):
 
 def test_a_directory_is_held_by_one_process_until_it_has_gone(tmp_path, holder):
     run = tmp_path / "run"
-    assert occupant(run).startswith(f"process {holder.pid} on ")
+    assert owner(run).startswith(f"process {holder.pid} on ")
     with pytest.raises(ValueError, match=f"is being trained by process {holder.pid} on "):
-        occupy(run)
+        lock(run)
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert occupant(run) is None
-    occupy(run)
-    assert occupant(run).startswith(f"process {os.getpid()} on ")
-    leave()
-    assert occupant(run) is None
+    assert owner(run) is None
+    lock(run)
+    assert owner(run).startswith(f"process {os.getpid()} on ")
+    unlock()
+    assert owner(run) is None
     assert not run.exists()  # the lock lies beside it
 
 
 def test_to_ask_who_is_there_writes_nothing(tmp_path):
-    assert occupant(tmp_path / "none" / "run") is None
+    assert owner(tmp_path / "none" / "run") is None
     assert list(tmp_path.iterdir()) == []
 
 

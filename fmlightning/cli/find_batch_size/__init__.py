@@ -1,4 +1,4 @@
 """The largest batch that fits: trials of a few steps, each in a process of its own."""
 
 MARK = '{"trial": '
-"""How the line begins in which a trial says what it took."""
+"""The beginning of the line in which a trial reports what it took."""

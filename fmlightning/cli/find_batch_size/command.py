@@ -23,7 +23,7 @@ and the batch that is printed is that of all of them together."""
 UNITS = {"": 1, "B": 1, **{f"{p}B": 1000 ** (k + 1) for k, p in enumerate("KMGT")},
          **{f"{p}iB": 1024 ** (k + 1) for k, p in enumerate("KMGT")}}  # fmt: skip
 GIB = 2**30
-SPARE = 0.9
+USABLE = 0.9
 """Part of a CPU's free memory that is taken without --memory: the rest is for the system and the files it reads."""
 
 
@@ -31,15 +31,13 @@ def main(argv: list[str]) -> int:
     """Try batches, print each, and say which is the largest."""
     options, fit = parse(argv)
     check_files(fit)
-    laboratory = BatchSizeSearch.of(fit, options.memory)
-    multiple, trials = options.multiple * laboratory.processes, []
+    setting = BatchSizeSearch.of(fit, options.memory)
+    multiple, trials = options.multiple * setting.processes, []
     print(f"{'batch':>8}  {'peak memory':>12}  {'samples/s':>10}", flush=True)
-    for trial in search(
-        laboratory.measure, laboratory.asked, multiple, laboratory.limit, laboratory.samples
-    ):
+    for trial in search(setting.measure, setting.asked, multiple, setting.limit, setting.samples):
         trials.append(trial)
         print(row(trial), flush=True)
-    print(verdict(trials, laboratory))
+    print(verdict(trials, setting))
     return 0 if largest(trials) else 1
 
 
@@ -85,7 +83,7 @@ def positive(text: str) -> int:
 
 @dataclass(frozen=True)
 class BatchSizeSearch:
-    """Where batches are tried.
+    """The config, the device and the limits with which batches are tried.
 
     Attributes:
         fit: options of fmlightning fit.
@@ -109,7 +107,7 @@ class BatchSizeSearch:
 
     @classmethod
     def of(cls, fit: list[str], memory: int) -> "BatchSizeSearch":
-        """Where a config would train.
+        """The search for a config, on the device where it would train.
 
         Raises:
             ValueError: the config is wrong.
@@ -117,7 +115,7 @@ class BatchSizeSearch:
         found = run(0, memory, fit)
         if "why" in found:
             raise ValueError(found["why"])
-        free = found["free"] if found["card"] else int(SPARE * found["free"])
+        free = found["free"] if found["card"] else int(USABLE * found["free"])
         return cls(
             fit, memory or free, found["batch"], found["processes"], found["device"], memory,
             found["samples"], found["held"],
@@ -164,25 +162,25 @@ def row(trial: Trial) -> str:
     )
 
 
-def verdict(trials: list[Trial], laboratory: BatchSizeSearch) -> str:
-    """What to take."""
-    limit, where = words(laboratory.limit), laboratory.device
+def verdict(trials: list[Trial], setting: BatchSizeSearch) -> str:
+    """The batch to take, in words."""
+    limit, where = words(setting.limit), setting.device
     best = largest(trials)
     if best is None:
-        if laboratory.held:
+        if setting.held:
             return (
-                f"no batch fits into {limit} of {where}, of which the program takes {words(laboratory.held)} before "
+                f"no batch fits into {limit} of {where}, of which the program takes {words(setting.held)} before "
                 "its first step: name more with --memory, or take a smaller network"
             )
         return f"no batch fits into {limit} of {where}: take a smaller network, or 16-bit precision"
     share = (
-        f", {best.batch // laboratory.processes} for each of {laboratory.processes} processes"
-        if laboratory.processes > 1
+        f", {best.batch // setting.processes} for each of {setting.processes} processes"
+        if setting.processes > 1
         else ""
     )
     lines = [f"largest that fits into {limit} of {where}: --data.batch_size {best.batch}{share}"]
-    if laboratory.samples and best.batch > laboratory.samples * (1 - 1 / FINE):
-        lines.append(f"there are no more: the training set has {laboratory.samples} samples")
+    if setting.samples and best.batch > setting.samples * (1 - 1 / FINE):
+        lines.append(f"there are no more: the training set has {setting.samples} samples")
     quick = [t for t in trials if t.fits and t.rate and best.rate and t.rate >= 0.95 * best.rate]
     enough = min(quick, key=lambda t: t.batch, default=best)
     if enough.batch < best.batch:

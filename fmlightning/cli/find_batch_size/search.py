@@ -1,4 +1,4 @@
-r"""Which batch to try next, from what the earlier ones took.
+r"""The next batch to try, from what the earlier ones took.
 
 Training takes memory m(B) = m_0 + c B: weights, averages and the libraries, and the activations of each sample. Two
 trials that fit tell both numbers, and so the batch that fills the memory M,
@@ -16,12 +16,12 @@ FINE = 16
 """The search ends where the next batch to try is larger by less than this part."""
 
 LEAP = 8
-"""How many times larger the next batch may be."""
+"""The factor by which the next batch may be larger."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps of training took.
+    """The memory and the time of a few steps of training.
 
     Attributes:
         batch: samples in a step, over all processes.

@@ -31,7 +31,7 @@ WARM = 3
 """Steps before the clock starts: an optimiser makes its state in the first, and convolutions are chosen."""
 
 SECONDS, STEPS = 1.0, 3
-"""How long, and how many steps, are timed at least."""
+"""The time and the number of steps that are measured at least."""
 
 KEPT = (
     "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "accelerator",
@@ -46,7 +46,7 @@ class Meter(Callback):
     def __init__(self) -> None:
         self.next, self.begin, self.step, self.rate = WARM, 0.0, 0, 0.0
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """The next step after which it has something to do."""
         return self.next
 
@@ -82,7 +82,7 @@ class TrialCLI(FlowCLI):
         return None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        asked, ema = (self._get(self.config_init, name) for name in ("trainer", "ema"))
+        asked, ema = (self.built(name) for name in ("trainer", "ema"))
         several = Trainer(
             accelerator=asked.accelerator, devices=asked.devices, num_nodes=asked.num_nodes, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -113,7 +113,7 @@ class AskingCLI(TrialCLI):
 
 
 def asked(args: list[str]) -> dict[str, Any]:
-    """What a config asks for, and where it would train."""
+    """The batch of a config, and the device where it would train."""
     cli = AskingCLI(["fit", *args])
     device = cli.trainer.strategy.root_device
     return {

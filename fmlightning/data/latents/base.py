@@ -12,9 +12,6 @@ Source: Rombach et al. 2022, arXiv:2112.10752, secs. 3.1 and G: the scale, there
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +27,7 @@ from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
 from fmlightning.flow.keys import Key
 from fmlightning.runs.cache import cache_folder
+from fmlightning.runs.files import atomic_folder
 
 AT_ONCE = 64
 """Images encoded or decoded in one call."""
@@ -157,18 +155,15 @@ class LatentData(FlowData):
 
     def encode(self, folder: Path) -> None:
         """Encode all images into a folder, whole or not at all."""
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         self.images.parent = None  # this process encodes all of them
         try:
-            for split in ("reference", "val", "test"):
-                self.encode_split(split, temporary, split)
-            if self.flip:
-                self.encode_split("reference", temporary, "mirrored")
-            temporary.chmod(0o755)
-            os.replace(temporary, folder)
+            with atomic_folder(folder) as unfinished:
+                for split in ("reference", "val", "test"):
+                    self.encode_split(split, unfinished, split)
+                if self.flip:
+                    self.encode_split("reference", unfinished, "mirrored")
         finally:
             self.images.parent = self
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def encode_split(self, split: str, folder: Path, name: str) -> None:
         """Means, deviations and labels of a split; those of the mirrored images under the name `mirrored`."""

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from fmlightning.cli.build import instantiate_data
-from fmlightning.cli.device import as_asked, pick_device
+from fmlightning.cli.device import pick_device, prepare_flow
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.sampling_options import described, guided
@@ -43,8 +43,8 @@ from fmlightning.metrics.evaluator import (
 from fmlightning.metrics.metric import FlowMetric
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
-from fmlightning.runs.checksum import put_in_place
 from fmlightning.runs.directory import Run
+from fmlightning.runs.files import atomic_write
 from fmlightning.runs.weights import weights_file
 from fmlightning.studies.evaluate.grid import Cell, cells
 from fmlightning.studies.evaluate.reference import METHOD, Reference
@@ -120,7 +120,7 @@ class Scorer:
         }
         identity |= {k: v for k, v in chosen.items() if v is not None}
         flows = {
-            ema: as_asked(f, options.precision, options.compile, device, batch_size)
+            ema: prepare_flow(f, options.precision, options.compile, device)
             for ema, f in flows.items()
         }
         if path and shard.rank == 0:
@@ -177,7 +177,7 @@ class Scorer:
                 metric.reset()
         if self.shard.rank == 0 and "error" not in record:
             self.folder.mkdir(exist_ok=True)
-            with put_in_place(self.file(cell)) as file:
+            with atomic_write(self.file(cell)) as file:
                 file.write((json.dumps(record, indent=2) + "\n").encode())
         return record
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmlightning.metrics.figures import quality
-from fmlightning.runs.checksum import put_in_place
+from fmlightning.runs.files import atomic_write
 
 ASIDE = ("_std", "_low", "_high", "_floor", "_real")
 """How scores end that stand beside others."""
@@ -29,7 +29,7 @@ def show(folder: Path, records: list[dict[str, Any]]) -> None:
         "table.md": markdown(rows),
         "evaluations.json": json.dumps(records, indent=2) + "\n",
     }.items():
-        with put_in_place(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(text.encode())
     done = [r for r in records if "error" not in r]
     for record in records:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fmlightning.runs.metrics_csv import read_columns
 from fmlightning.studies.report.axes import Value, called
 from fmlightning.studies.report.cells import Cell, Cells, Key
 from fmlightning.studies.report.intervals import Estimate
-from fmlightning.studies.report.records import ADAPTIVE, curves
+from fmlightning.studies.report.records import ADAPTIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +143,7 @@ def logarithmic(axis: "Axes", metric: str, cells: Sequence[Cell]) -> None:
 def training(cells: Cells, columns: Sequence[str]) -> "Figure | None":
     """Columns of metrics.csv against the step: a panel for each, a curve for each row of the table."""
     runs = {c.trained.run.path: c for c in cells.all}
-    read = {path: curves(path) for path in runs}
+    read = {path: read_columns(path / "metrics.csv") for path in runs}
     there = [name for name in columns if any(len(r.get(name, [])) > 1 for r in read.values())]
     if not there:
         return None

@@ -4,15 +4,15 @@ Options of an evaluation are axes as those of training are: solver, nfe, guidanc
 nfe is the tolerance it was given, because how many evaluations that takes is an outcome, and a metric.
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fmlightning.runs.checksum import sealed_step
+from fmlightning.runs.checksum import recorded_step
 from fmlightning.runs.directory import Run, read_json
+from fmlightning.runs.metrics_csv import read_columns
 from fmlightning.studies.report.axes import Options, flat, short, split
 
 FINAL, EVALUATIONS = "final", "evaluations"
@@ -42,7 +42,7 @@ def final_record(run: Run, config: dict[str, Any]) -> Record | None:
     found, scores = run.evaluation, final_scores(run)
     last = {
         name: points[-1][1]
-        for name, points in curves(run.path).items()
+        for name, points in read_columns(run.path / "metrics.csv").items()
         if points and not name.startswith("eval/")
     }
     if not scores and not last:
@@ -155,7 +155,9 @@ def checkpoints_of(run: Run, digests: set[str]) -> dict[str, Any]:
     """
     if len(digests) < 2:
         return dict.fromkeys(digests, "last")
-    named = {file_digest(p): sealed_step(p) for p in reversed(run.checkpoints) if p.stem != "last"}
+    named = {
+        file_digest(p): recorded_step(p) for p in reversed(run.checkpoints) if p.stem != "last"
+    }
     last = {file_digest(p): "last" for p in run.checkpoints if p.stem == "last"}
     return {**named, **last}
 
@@ -166,25 +168,3 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """The columns of metrics.csv as (step, value); without a last line that a full disk tore.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = run / "metrics.csv"
-    if not path.is_file():
-        return {}
-    columns: dict[str, list[tuple[int, float]]] = {}
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-        for row in csv.DictReader(line for line in lines if line.endswith("\n")):
-            step = int(row.pop("step"))
-            for name, text in row.items():
-                if text:
-                    columns.setdefault(name, []).append((step, float(text)))
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    return columns

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fmlightning.cli.argparser import Parser, console
-from fmlightning.runs.checksum import sealed_step
+from fmlightning.runs.checksum import recorded_step
 from fmlightning.runs.directory import Run
 from fmlightning.studies.report.axes import called, short
 from fmlightning.studies.report.records import ASIDE, Record, evaluation_records, final_scores
@@ -112,7 +112,7 @@ def cell_table(records: list[Record]) -> Table:
 def files(run: Run) -> Iterator[tuple[str, str]]:
     """Where the checkpoints and pictures are, and how to send the run to W&B."""
     for path in run.checkpoints:
-        yield "checkpoint", f"{path}, {sealed(path)}, {path.stat().st_size / 1e6:.1f} MB"
+        yield "checkpoint", f"{path}, {checkpoint_step(path)}, {path.stat().st_size / 1e6:.1f} MB"
     if not run.checkpoints:
         yield "checkpoint", "none"
     for folder in ("samples", "evaluations", "report"):
@@ -121,6 +121,6 @@ def files(run: Run) -> Iterator[tuple[str, str]]:
         yield "to W&B", f"wandb sync {run.path}/wandb/offline-run-*"
 
 
-def sealed(path: Path) -> str:
-    step = sealed_step(path)
-    return "damaged or not sealed" if step is None else f"step {step}"
+def checkpoint_step(path: Path) -> str:
+    step = recorded_step(path)
+    return "damaged, or without a checksum" if step is None else f"step {step}"

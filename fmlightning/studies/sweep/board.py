@@ -1,12 +1,10 @@
 """What is going on, while it goes on: a table on a terminal, and lines elsewhere."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Group
 from rich.live import Live
@@ -14,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fmlightning.cli.argparser import console
+from fmlightning.runs.metrics_csv import last_step
 from fmlightning.studies.sweep.cost import cost, duration
 from fmlightning.studies.sweep.pool import Job, Pool
 
@@ -78,17 +77,6 @@ def progress(job: Job) -> str:
         return ""
     steps = job.work.cell.max_steps
     return f"{last_step(job.work.cell.run / 'metrics.csv')}{f' of {steps}' if steps > 0 else ''}"
-
-
-def last_step(metrics: Path) -> int:
-    """The step of the last whole row of a metrics file, from its end alone; 0 before the first."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            rows = file.read().decode(errors="replace").split("\n")[1:-1]
-        return int(rows[-1].split(",")[0]) if rows else 0
-    except (OSError, ValueError):
-        return 0
 
 
 def elapsed(began: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fmlightning.runs.checksum import sealed_step
+from fmlightning.runs.checksum import recorded_step
 from fmlightning.runs.directory import Run, read_json
 from fmlightning.studies.sweep.cells import Cell
 from fmlightning.studies.sweep.plan import Plan
@@ -93,7 +93,7 @@ def reached(cell: Cell) -> int:
     """The step of the newest checkpoint."""
     with suppress(ValueError, OSError):
         newest = Run(cell.run).last_checkpoint
-        return (sealed_step(newest) or 0) if newest else 0
+        return (recorded_step(newest) or 0) if newest else 0
     return 0
 
 

@@ -41,7 +41,7 @@ class LoaderOptions(FlowCLI):
     def instantiate_classes(self) -> None:
         """Nothing."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
         """Nothing."""
 
 

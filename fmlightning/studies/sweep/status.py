@@ -16,9 +16,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fmlightning.runs.checksum import put_in_place, tail
+from fmlightning.runs.checksum import recorded_digest
 from fmlightning.runs.directory import Run, read_json
-from fmlightning.runs.lock import occupant
+from fmlightning.runs.files import write_text
+from fmlightning.runs.lock import owner
 from fmlightning.studies.sweep.cells import Cell
 
 
@@ -38,7 +39,7 @@ class Status:
 def status(cell: Cell, evaluate: Sequence[str] | None) -> Status:
     """How far a cell is."""
     run = Run(cell.run)
-    if who := occupant(run.path):
+    if who := owner(run.path):
         return Status("running", who)
     try:
         found, error = run.status, str(run.manifest.get("error", ""))
@@ -82,7 +83,7 @@ def scored(run: Run, evaluate: Sequence[str]) -> Status:
         record = read_json(stamp(run, evaluate))
     except (ValueError, OSError):
         record = {}
-    if record.get("checkpoint") != seal_of(run):
+    if record.get("checkpoint") != recorded_digest(run.checkpoint()):
         return Status("trained")
     if not all(whole(run.path / "evaluations" / name) for name in record["files"]):
         return Status("trained")
@@ -99,18 +100,12 @@ def note_scores(run: Run, evaluate: Sequence[str], seconds: float) -> None:
     lost = [r for r in records if "error" in r]
     content = {
         "arguments": list(evaluate),
-        "checkpoint": seal_of(run),
+        "checkpoint": recorded_digest(run.checkpoint()),
         "files": [r["file"] for r in records if "error" not in r],
         "failed": [f"{r['label']}, {r['budget']}: {r['error']}" for r in lost],
         "seconds": round(seconds, 3),
     }
     write_whole(stamp(run, evaluate), content)
-
-
-def seal_of(run: Run) -> str:
-    """The checksum that a checkpoint carries: another checkpoint, another seal."""
-    with run.checkpoint().open("rb") as file:
-        return tail(file)[-64:].decode(errors="replace")
 
 
 def whole(path: Path) -> bool:
@@ -122,9 +117,3 @@ def whole(path: Path) -> bool:
 
 def write_whole(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with put_in_place(path) as file:
-        file.write(text.encode())

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from fmlightning.runs.files import write_text
 from fmlightning.studies.sweep.cells import cells, fit_arguments, shown
 from fmlightning.studies.sweep.file import Axis, Sweep
 from fmlightning.studies.sweep.samples import SAMPLING
-from fmlightning.studies.sweep.status import write_text
 
 DISTRIBUTIONS = {
     "uniform": "uniform",

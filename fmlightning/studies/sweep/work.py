@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmlightning.runs.directory import Run
-from fmlightning.runs.lock import occupant
+from fmlightning.runs.files import write_text
+from fmlightning.runs.lock import owner
 from fmlightning.runs.signals import EXIT_CODES
 from fmlightning.studies.sweep.cells import Cell
-from fmlightning.studies.sweep.status import Status, note_scores, status, write_text
+from fmlightning.studies.sweep.status import Status, note_scores, status
 
 PROMPT = "\n$ "
 
@@ -80,7 +81,7 @@ class Work:
     def outcome(self, step: Step, code: int, seconds: float) -> Status:
         if code in EXIT_CODES.values():
             return Status("interrupted")
-        if code and (who := occupant(self.cell.run)):  # another process was faster
+        if code and (who := owner(self.cell.run)):  # another process was faster
             return Status("running", who)
         if code:
             return Status("failed", last_words(self.log, code))

@@ -21,9 +21,9 @@ from fmlightning.metrics.evaluator import (
     provenance,
 )
 from fmlightning.metrics.metric import FlowMetric
+from fmlightning.runs.files import write_text
 from fmlightning.training.callbacks.periodic import Periodic
 from fmlightning.training.ema.callback import evaluation_weights
-from fmlightning.training.lightning.shutdown import stop_between
 from fmlightning.training.module import FlowMatching
 
 
@@ -104,7 +104,7 @@ class Evaluation(Periodic):
 
         def stop_if_ending() -> None:
             if self.ending:  # the training is saved, and the evaluation can be done again
-                stop_between(trainer)
+                stop_if_signalled(trainer)
 
         evaluator = Evaluator(
             module.generate,
@@ -133,8 +133,7 @@ class Evaluation(Periodic):
         }
         name = "evaluation" if training else str(trainer.state.fn.value)  # type: ignore[union-attr]
         path = Path(trainer.default_root_dir) / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(path, json.dumps(record, indent=2) + "\n")
         if not training:
             values = scores.values.items()
             print("\n".join(f"{name:24} {value:.5g}" for name, value in values))

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 
 from fmlightning.data.module import FlowData
-from fmlightning.training.lightning.next_step import step_after
+from fmlightning.training.lightning.scheduled import step_after
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import guard
 
@@ -39,7 +39,7 @@ class Periodic(Callback):
         self.run(trainer, module, trainer.datamodule)  # type: ignore[attr-defined]
         self.last = trainer.global_step  # not before: what was interrupted is done again
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         return step_after(trainer.global_step, self.every_n_steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:

@@ -25,7 +25,7 @@ class StepProgress(ProgressBar):
         lines: how many lines a run prints where there is no terminal.
     """
 
-    every_step = ("on_train_batch_end",)
+    per_step_hooks = ("on_train_batch_end",)
 
     def __init__(self, refresh_every: int = 20, lines: int = 10) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class StepProgress(ProgressBar):
             self.task = self.bar.add_task("", total=self.total, completed=self.first_step, text="")
             self.bar.start()
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """None at which it needs more than to be asked in passing."""
         return math.inf
 
@@ -72,9 +72,9 @@ class StepProgress(ProgressBar):
             and step % max(1, self.total // self.lines) == 0
             and step != self.first_step
         ):
-            self.first_step, begin = step, self.begin
+            self.first_step = step
             print(
-                f"step {step}/{self.total}  {time.monotonic() - begin:.0f} s  {self.text(trainer)}",
+                f"step {step}/{self.total}  {time.monotonic() - self.begin:.0f} s  {self.text(trainer)}",
                 flush=True,
             )
 

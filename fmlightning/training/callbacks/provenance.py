@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fmlightning.nets.size import multiply_adds, parameter_count
-from fmlightning.runs.checksum import naming
 from fmlightning.runs.config_hash import config_hash
+from fmlightning.runs.files import clear_unfinished, explain_write_errors, write_text
 from fmlightning.runs.secrets import without_secrets
 from fmlightning.training.metrics_file import MetricsFile
 
@@ -40,7 +40,7 @@ class Provenance(Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(folder)
         write(folder / "config.yaml", self.text)
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.manifest = {
@@ -113,11 +113,8 @@ def initial(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def write(path: Path, text: str) -> None:
-    """Put a small file in place at once."""
-    temporary = path.with_suffix(".tmp")
-    with naming(path):
-        temporary.write_text(text)
-    temporary.replace(path)
+    with explain_write_errors(path):
+        write_text(path, text)
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-r"""Moving averages of the network's weights, used wherever the model is judged.
+r"""Moving averages of the network's weights, used wherever the model is evaluated.
 
     average <- average + (1 - d_n) (weights - average)                                       (1)
 
@@ -24,10 +24,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from fmlightning.runs.checksum import clear_unfinished
-from fmlightning.training.ema.power import exponent, keeps, require_width
+from fmlightning.runs.files import clear_unfinished
+from fmlightning.training.ema.power import exponent, power_decay, require_width
 from fmlightning.training.ema.snapshots import FOLDER, write_snapshot
-from fmlightning.training.lightning.next_step import step_after
+from fmlightning.training.lightning.scheduled import step_after
 from fmlightning.training.nonfinite import NonFinite, guard
 
 FALLBACK = 1000
@@ -52,18 +52,18 @@ class Average:
         if not self.shadow:
             self.shadow = {n: p.detach().float().clone() for n, p in parameters.items()}
         self.shadow = {n: s.to(parameters[n].device) for n, s in self.shadow.items()}
-        self.averages = list(self.shadow.values())
+        self.tensors = list(self.shadow.values())
 
-    def update(self, weights: list[Tensor], good: bool | Tensor) -> None:
-        """Equation (1), if the step was taken."""
+    def update(self, weights: list[Tensor], applied: bool | Tensor) -> None:
+        """Equation (1), if the step was applied."""
         self.updates += 1
         rate = 1 - self.decay(self.updates)
-        if good is True:
-            torch._foreach_lerp_(self.averages, weights, rate)
-        elif isinstance(good, Tensor):  # a verdict that stays on its device
-            changes = torch._foreach_sub(weights, self.averages)
-            torch._foreach_mul_(changes, rate * good)
-            torch._foreach_add_(self.averages, changes)
+        if applied is True:
+            torch._foreach_lerp_(self.tensors, weights, rate)
+        elif isinstance(applied, Tensor):  # a verdict that stays on its device
+            changes = torch._foreach_sub(weights, self.tensors)
+            torch._foreach_mul_(changes, rate * applied)
+            torch._foreach_add_(self.tensors, changes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"shadow": self.shadow, "updates": self.updates}
@@ -84,7 +84,7 @@ class EMA(Callback):
         snapshots: about how many of these are written over a run, evenly, to its folder `ema`.
     """
 
-    every_step = ("on_train_batch_end",)
+    per_step_hooks = ("on_train_batch_end",)
 
     def __init__(
         self,
@@ -108,9 +108,9 @@ class EMA(Callback):
             raise ValueError(f"ema.snapshots={snapshots} must be at least 1")
         self.powers = {f"sigma_rel={s:g}": exponent(s) for s in sigma_rel or []}
         self.snapshots = snapshots
-        decay_of = {f"decay={d:g}": partial(kept, d, warmup) for d in decays if d}
-        decay_of |= {name: partial(keeps, gamma=g) for name, g in self.powers.items()}
-        self.tracks = [Average(name, law) for name, law in decay_of.items()]
+        decay_of = {f"decay={d:g}": partial(ema_decay, d, warmup) for d in decays if d}
+        decay_of |= {name: partial(power_decay, gamma=g) for name, g in self.powers.items()}
+        self.averages = [Average(name, decay) for name, decay in decay_of.items()]
         self.every: int | None = None
 
     @property
@@ -119,16 +119,16 @@ class EMA(Callback):
 
     @property
     def updates(self) -> int:
-        return self.tracks[0].updates if self.tracks else 0
+        return self.averages[0].updates if self.averages else 0
 
     @property
     def shadow(self) -> dict[str, Tensor]:
         """The average that is used."""
-        return self.tracks[0].shadow if self.tracks else {}
+        return self.averages[0].shadow if self.averages else {}
 
     @property
     def ready(self) -> bool:
-        """Whether there is an average to use."""
+        """True where there is an average to use."""
         return self.updates > 0
 
     # -- averaging --------------------------------------------------------------------------------
@@ -136,15 +136,15 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # here the module is on its device, which in `setup` it is not
         parameters = named_parameters(pl_module)
-        for track in self.tracks:
-            track.begin(parameters)
+        for average in self.averages:
+            average.begin(parameters)
         self.weights = [parameters[n].detach() for n in self.shadow]
         self.exact = all(w.dtype == torch.float32 for w in self.weights)
         self.guard: NonFinite | None = guard(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step  # of a resumed run it is not known before
-        late = [t.name for t in self.tracks if t.name in self.powers and t.updates != self.step]
+        late = [t.name for t in self.averages if t.name in self.powers and t.updates != self.step]
         if late:
             raise ValueError(
                 f"ema.{late[0]}: a power-function average begins with the run, and this one goes on from step "
@@ -155,19 +155,19 @@ class EMA(Callback):
             if trainer.is_global_zero:
                 clear_unfinished(Path(trainer.default_root_dir) / FOLDER)
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         return step_after(trainer.global_step, self.every)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if step == self.step or not self.tracks:  # gradients are still accumulating
+        if step == self.step or not self.averages:  # gradients are still accumulating
             return
         self.step = step
-        good = True if self.guard is None else self.guard.taken
+        applied = True if self.guard is None else self.guard.step_applied
         # which takes a third as long as (1) where there is nothing to convert
         weights = self.weights if self.exact else [w.float() for w in self.weights]
-        for track in self.tracks:
-            track.update(weights, good)
+        for average in self.averages:
+            average.update(weights, applied)
         if self.every and step % self.every == 0:
             self.keep_snapshot(trainer)
 
@@ -176,11 +176,11 @@ class EMA(Callback):
             self.keep_snapshot(trainer)
 
     def keep_snapshot(self, trainer: Trainer) -> None:
-        """Write the power-function averages of this step, if all steps before it were good."""
+        """Write the power-function averages of this step, once all steps before it are known to be good."""
         if self.guard is not None:
             self.guard.read()  # here, where every process is
         if trainer.is_global_zero:
-            kept = {t.name: t.shadow for t in self.tracks if t.name in self.powers}
+            kept = {t.name: t.shadow for t in self.averages if t.name in self.powers}
             write_snapshot(Path(trainer.default_root_dir), self.step, kept)
 
     # -- using it ---------------------------------------------------------------------------------
@@ -205,21 +205,21 @@ class EMA(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The first average as it stands, and the others beside it."""
-        others = {t.name: t.state_dict() for t in self.tracks[1:]}
-        first = {"name": self.tracks[0].name} if self.tracks else {}
+        others = {t.name: t.state_dict() for t in self.averages[1:]}
+        first = {"name": self.averages[0].name} if self.averages else {}
         return {"shadow": self.shadow, "updates": self.updates, **first, "others": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         states = {state_dict.get("name"): state_dict, **state_dict.get("others", {})}
-        for k, track in enumerate(self.tracks):
-            own = states.get(track.name)
-            if k == 0 and own is None and track.name not in self.powers:
+        for k, average in enumerate(self.averages):
+            own = states.get(average.name)
+            if k == 0 and own is None and average.name not in self.powers:
                 own = state_dict  # of another decay: it goes on with this one
             if own:
-                track.load_state_dict(own)
+                average.load_state_dict(own)
 
 
-def kept(decay: float, warmup: bool, n: int) -> float:
+def ema_decay(decay: float, warmup: bool, n: int) -> float:
     """d_n of equation (2)."""
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
@@ -242,7 +242,7 @@ def averages_of(state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
 
 @contextmanager
 def evaluation_weights(trainer: Trainer, network: nn.Module) -> Iterator[None]:
-    """The weights a model is judged by: the average where there is one, in evaluation mode."""
+    """The weights a model is evaluated with: the average where there is one, in evaluation mode."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
     training = network.training
     network.eval()

@@ -71,7 +71,7 @@ def exponent(sigma_rel: float) -> float:
     return (low + high) / 2
 
 
-def keeps(step: int, gamma: float) -> float:
+def power_decay(step: int, gamma: float) -> float:
     """beta of equation (2), for steps counted from 1."""
     return (1 - 1 / step) ** (gamma + 1)
 

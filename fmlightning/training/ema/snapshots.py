@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmlightning.runs.checksum import naming, put_in_place, require_sealed, seal, sealed_step
+from fmlightning.runs.checksum import append_checksum, recorded_step, verify_checksum
+from fmlightning.runs.files import atomic_write, explain_write_errors
 from fmlightning.training.ema.power import Profile, coefficients, exponent, fit_error
 
 FOLDER = "ema"
@@ -25,9 +26,9 @@ def write_snapshot(run: Path, step: int, averages: Averages) -> Path:
     """Write the averages of a step."""
     path = run / FOLDER / f"{step:08d}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), put_in_place(path) as file:
+    with explain_write_errors(path), atomic_write(path) as file:
         torch.save({name: dict(shadow) for name, shadow in averages.items()}, file)
-        seal(file, step)
+        append_checksum(file, step)
     return path
 
 
@@ -38,14 +39,14 @@ def read_snapshot(path: Path) -> Averages:
         ValueError: it is damaged.
     """
     with path.open("rb") as file:
-        require_sealed(file, path)
+        verify_checksum(file, path)
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def snapshots(run: Path) -> list[tuple[int, Path]]:
     """The files of a run with their steps, in order."""
     files = sorted(path for path in (run / FOLDER).glob("*.pt") if path.stem.isdigit())
-    return [(sealed_step(path) or int(path.stem), path) for path in files]
+    return [(recorded_step(path) or int(path.stem), path) for path in files]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Reconstruction:
         weights: the parameters.
         step: where it ends.
         count: of how many snapshots it was made.
-        misfit: how far its profile is from the one that was asked for, relative.
+        fit_error: how far its profile is from the one that was asked for, relative.
     """
 
     weights: dict[str, Tensor]

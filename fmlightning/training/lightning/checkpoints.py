@@ -1,10 +1,10 @@
-r"""When the state of training is saved, and how it is written and read.
+r"""Saving the state of training: at which steps, and in which files.
 
 The checkpoint of step n is written when all of step n is done: its row is in `metrics.csv`, its average is taken,
 and the validation that follows it, if any, has run. So a run killed at any moment and resumed from its checkpoint
 repeats every step after n, and none before.
 
-The files themselves are those of `sealed.py`: whole or not there, with a checksum that is read first.
+The files themselves are those of `runs/checksum.py`: whole or not there, with a checksum that is read first.
 """
 
 import shutil
@@ -20,14 +20,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fmlightning.runs.checkpoint import read_checkpoint
-from fmlightning.runs.checksum import (
-    clear_unfinished,
-    naming,
-    put_in_place,
-    seal,
-    sealed_step,
-)
-from fmlightning.training.lightning.next_step import step_after
+from fmlightning.runs.checksum import append_checksum, recorded_step
+from fmlightning.runs.files import atomic_write, clear_unfinished, explain_write_errors
+from fmlightning.training.lightning.scheduled import step_after
 from fmlightning.training.metrics_file import MetricsFile
 
 LAST = "last.ckpt"
@@ -38,16 +33,16 @@ TRAIN_METRICS = ("train/loss", "train/lr")
 
 
 class ChecksummedFiles(CheckpointIO):
-    """How Lightning writes and reads a checkpoint here. Only process 0 writes."""
+    """The files of Lightning's checkpoints, with a checksum. Only process 0 writes."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), put_in_place(path) as file:
+        with explain_write_errors(path), atomic_write(path) as file:
             torch.save(checkpoint, file)
-            seal(file, checkpoint["global_step"])
+            append_checksum(file, checkpoint["global_step"])
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -60,11 +55,8 @@ class ChecksummedFiles(CheckpointIO):
 
 def copy_checkpoint(path: Path, to: Path) -> None:
     """Write a checkpoint under a second name: bytes of its own, so that no damage of one touches the other."""
-    with path.open("rb") as file, naming(to), put_in_place(to) as copy:
+    with path.open("rb") as file, explain_write_errors(to), atomic_write(to) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
-
-
-# -- layout -----------------------------------------------------------------------------------------
 
 
 # -- times ------------------------------------------------------------------------------------------
@@ -109,7 +101,7 @@ class Checkpoints(Checkpoint):
         self.save_on_exception = save_on_exception
         self.dirpath = dirpath
         self.kept: dict[str, float] = {}
-        self.spare: str | None = None
+        self.backup: str | None = None
         self.saved, self.deferred = 0, False
 
     @property
@@ -117,11 +109,14 @@ class Checkpoints(Checkpoint):
         return "Checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "kept": self.kept, "spare": self.spare}
+        return {"monitor": self.monitor, "kept": self.kept, "backup": self.backup}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["monitor"] == self.monitor:
-            self.kept, self.spare = state_dict["kept"], state_dict.get("spare")
+            self.kept, self.backup = (
+                state_dict["kept"],
+                state_dict.get("backup", state_dict.get("spare")),
+            )
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -158,7 +153,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = trainer.ckpt_path
-        mine = f"{path} of step {sealed_step(Path(path))}" if path else "step 0"
+        mine = f"{path} of step {recorded_step(Path(path))}" if path else "step 0"
         first = trainer.strategy.broadcast(mine)
         if not trainer.strategy.reduce_boolean_decision(mine == first):
             raise ValueError(
@@ -210,7 +205,7 @@ class Checkpoints(Checkpoint):
         if self.save_on_exception and together and new and between_steps(trainer):
             self.save(trainer)
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """Validations and the ends of epochs are Lightning's own steps, and a clock can wait for one of these."""
         return step_after(trainer.global_step, self.every_n_train_steps)
 
@@ -235,14 +230,14 @@ class Checkpoints(Checkpoint):
         """
         self.saved, self.deferred, self.since = trainer.global_step, False, time.monotonic()
         name = f"{trainer.global_step:08d}.ckpt"
-        before = {*self.kept, self.spare}
+        before = {*self.kept, self.backup}
         self.kept = trainer.strategy.broadcast(self.best_with(name, self.score(trainer)))
         # what is not among the best stands in for `last.ckpt`, should that be damaged, until the next is there
-        self.spare = name if self.save_top_k and name not in self.kept else None
-        named = name in self.kept or name == self.spare
+        self.backup = name if self.save_top_k and name not in self.kept else None
+        named = name in self.kept or name == self.backup
         first = self.folder / (name if named else LAST)
         trainer.save_checkpoint(first, weights_only=False)
-        for replaced in before - {*self.kept, self.spare, None}:
+        for replaced in before - {*self.kept, self.backup, None}:
             trainer.strategy.remove_checkpoint(self.folder / replaced)  # type: ignore[operator]
         if named:  # the state is gathered once, and its file copied
             if trainer.is_global_zero:
@@ -261,7 +256,7 @@ class Checkpoints(Checkpoint):
         return {k: scores[k] for k in order[: None if self.save_top_k == -1 else self.save_top_k]}
 
     def score(self, trainer: Trainer) -> float | None:
-        """What ranks this step's checkpoint: its number, or the monitored metric if it is new."""
+        """The rank of this step's checkpoint: its number, or the monitored metric if it is new."""
         if self.monitor is None:
             return float(trainer.global_step)
         fresh = trainer.strategy.broadcast(metrics_of_this_step(trainer))
@@ -285,7 +280,7 @@ class Checkpoints(Checkpoint):
 
 
 def metrics_of_this_step(trainer: Trainer) -> dict[str, float]:
-    """What metrics.csv has of the step just taken: scores under its number, the rest under its index."""
+    """The metrics of the step just taken in metrics.csv: scores under its number, the rest under its index."""
     step = trainer.global_step
     found: dict[str, float] = {}
     for logger in trainer.loggers:
@@ -312,7 +307,7 @@ def log_row(trainer: Trainer) -> None:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether the step just taken is validated."""
+    """True where the step just taken is validated."""
     loop = trainer.fit_loop
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
         loop._data_fetcher
@@ -320,7 +315,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 def between_steps(trainer: Trainer) -> bool:
-    """Whether one step is wholly done and the next not begun: only then is there a state to resume from."""
+    """True where one step is wholly done and the next not begun: only then is there a state to resume from."""
     loop = trainer.fit_loop.epoch_loop
     progress: Any = loop.batch_progress.total
     done = progress.ready == progress.processed == progress.completed

@@ -1,4 +1,4 @@
-"""What looks at every batch of training, so that Lightning has to show it each of them."""
+"""The parts of a run that need every batch of training, so that Lightning has to take each step."""
 
 import math
 from typing import Any
@@ -14,44 +14,44 @@ from lightning.pytorch.plugins.precision import (
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from fmlightning.training.lightning.next_step import Scheduled
+from fmlightning.training.lightning.scheduled import Scheduled
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import scaler
 
-WATCHES = (
+BATCH_HOOKS = (
     "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward",
     "on_before_optimizer_step",
 )  # fmt: skip
 """Hooks that Lightning calls at every batch."""
 
-STEPS = (
+STEP_METHODS = (
     "optimizer_step", "optimizer_zero_grad", "backward", "lr_scheduler_step", "on_before_batch_transfer",
     "transfer_batch_to_device", "on_after_batch_transfer",
 )  # fmt: skip
-"""What a module of one's own may do otherwise."""
+"""The methods that a module of one's own may replace."""
 
 RARE = LearningRateMonitor, Timer
 """Callbacks of Lightning that are asked at every batch, and need not be."""
 
 
 def needs_every_step(trainer: Trainer) -> str | None:
-    """What looks at every batch, in words; None where nothing does."""
+    """The part of a run that needs every batch, in words; None where there is none."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         known = isinstance(callback, Scheduled) or type(callback) in RARE
-        if not known and changed(callback, Callback, WATCHES):
+        if not known and overridden(callback, Callback, BATCH_HOOKS):
             return f"the callback {type(callback).__name__}"
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     for part, plain, names in (
-        (module, LightningModule, (*WATCHES, *STEPS)),
+        (module, LightningModule, (*BATCH_HOOKS, *STEP_METHODS)),
         (module, FlowMatching, ("training_step", "configure_gradient_clipping")),
-        (data, LightningDataModule, STEPS[-3:]),
+        (data, LightningDataModule, STEP_METHODS[-3:]),
     ):
-        if found := changed(part, plain, names):
+        if found := overridden(part, plain, names):
             return f"{type(part).__name__}.{found[0]}"
-    return odd_setting(trainer)
+    return unsupported_setting(trainer)
 
 
-def odd_setting(trainer: Trainer) -> str | None:
+def unsupported_setting(trainer: Trainer) -> str | None:
     """An option of the trainer under which a step is another one."""
     options: Any = trainer  # of which many are declared nowhere
     strategy, precision = trainer.strategy, trainer.precision_plugin
@@ -74,7 +74,7 @@ def odd_setting(trainer: Trainer) -> str | None:
     return next((f"the trainer ({name})" for name, holds in odd.items() if holds), None)
 
 
-def changed(part: Any, plain: type, names: tuple[str, ...]) -> tuple[str, ...]:
+def overridden(part: Any, plain: type, names: tuple[str, ...]) -> tuple[str, ...]:
     """The methods of some names that are not those of a plain class."""
     return tuple(
         n for n in names

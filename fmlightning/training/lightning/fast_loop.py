@@ -7,11 +7,12 @@ scores, and no end of an epoch. Such steps are taken here one after another, eac
     batch -> loss -> gradient -> verdict -> clipping -> optimiser -> schedule -> average (-> row)         (1)
 
 by the same calls, in the same order and on the same numbers as Lightning's, and with the same counters behind it;
-the step after them, and all that follows it, is Lightning's own. So the length of a stretch changes no result. It is at
-most LONGEST batches, and no more than take PATIENCE seconds, because several processes agree on a signal at its end.
+the step after them, and all that follows it, is Lightning's own. So the length of a stretch changes no result. It is
+at most MAX_BATCHES batches, and no more than take MAX_SECONDS seconds, because several processes agree on a signal at
+its end. The README's ratio to a bare loop of points rests on this file; large networks need none of it.
 
-A callback says with `next_step` after which step it has something to do, and with `every_step` in which of its hooks
-it takes part in (1). One that says neither is asked at every batch, and then every step is Lightning's.
+A callback says with `next_due_step` after which step it has something to do, and with `per_step_hooks` in which of
+its hooks it takes part in (1). One that says neither is asked at every batch, and then every step is Lightning's.
 """
 
 import math
@@ -32,16 +33,16 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from fmlightning.data.order import Batch
-from fmlightning.runs.signals import NOTE
+from fmlightning.runs.signals import SIGNAL_STATE
 from fmlightning.training.lightning.compatibility import needs_every_step
-from fmlightning.training.lightning.next_step import Scheduled, step_after
+from fmlightning.training.lightning.scheduled import Scheduled, step_after
 from fmlightning.training.lightning.shutdown import GracefulShutdown
 from fmlightning.training.module import FlowMatching
 
-LONGEST = 1000
+MAX_BATCHES = 1000
 """Batches of a stretch."""
 
-PATIENCE = 1.0
+MAX_SECONDS = 1.0
 """Seconds of a stretch, after which a signal is heard."""
 
 
@@ -56,14 +57,14 @@ class FastLoop:
         self.trainer = trainer
         self.loop: _TrainingEpochLoop = trainer.fit_loop.epoch_loop
         self.lightning_step = self.loop.advance
-        self.seconds = PATIENCE  # of a batch, until it is known
+        self.seconds = MAX_SECONDS  # of a batch, until it is known
         self.optimizers: list[Optimizer] | None = None
         self.loop.advance = self.advance  # type: ignore[method-assign, assignment]
 
     # -- stretches --------------------------------------------------------------------------------
 
     def advance(self, fetcher: Any) -> None:
-        """What Lightning calls for each batch: some batches, and then the one that it looks at."""
+        """Take some batches, and then let Lightning take the one for which it called."""
         if self.optimizers is not self.trainer.optimizers:  # it trains for the first time, or again
             self.prepare()
         # a run that goes on from a checkpoint first lets Lightning find out where it is
@@ -76,7 +77,7 @@ class FastLoop:
         trainer = self.trainer
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         reason = needs_every_step(trainer)
-        self.longest = 0 if reason else LONGEST
+        self.longest = 0 if reason else MAX_BATCHES
         if reason and trainer.is_global_zero:
             print(f"note: every step is shown to {reason}, which slows small networks down")
         self.module: LightningModule = trainer.lightning_module
@@ -88,14 +89,14 @@ class FastLoop:
         )
         self.stopping = [c for c in callbacks if isinstance(c, GracefulShutdown)]
         self.before_backward, self.before_step, self.after = (
-            [getattr(c, hook) for c in callbacks if hook in getattr(c, "every_step", ())]
+            [getattr(c, hook) for c in callbacks if hook in getattr(c, "per_step_hooks", ())]
             for hook in ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
         )
         self.optimizers = trainer.optimizers
         optimizer: Any = next(iter(self.optimizers), None)
         self.optimizer = optimizer
         self.own = type(self.module) is not FlowMatching
-        """Whether a class of one's own may log at any step."""
+        """True for a class of one's own, which may log at any step."""
         bare = (
             type(trainer.strategy) is SingleDeviceStrategy
             and type(trainer.precision_plugin) is Precision
@@ -106,10 +107,10 @@ class FastLoop:
             os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
     def length(self) -> int:
-        """How many batches come before the next that somebody looks at; as many on every process."""
+        """The number of batches before the next that somebody needs; the same on every process."""
         if not self.longest:
             return 0
-        length = max(0, min(self.idle(), self.longest, max(1, int(PATIENCE / self.seconds))))
+        length = max(0, min(self.idle(), self.longest, max(1, int(MAX_SECONDS / self.seconds))))
         group = self.stopping[0].group if self.stopping else None
         if group is not None:
             found = torch.tensor(length)
@@ -124,7 +125,7 @@ class FastLoop:
             return 0
         ready, every = loop.batch_progress.current.ready, trainer.accumulate_grad_batches
         end = trainer.max_steps if trainer.max_steps > 0 else math.inf
-        steps = min([end, *(c.next_step(trainer) for c in self.patient)])
+        steps = min([end, *(c.next_due_step(trainer) for c in self.patient)])
         # which is watched from its first batch on
         watched = step_after(loop.global_step, self.watched) - 1
         done = ready // every - loop.global_step
@@ -158,7 +159,7 @@ class FastLoop:
                 return True
             if loop._should_accumulate():
                 continue
-            if NOTE.received and self.trainer.world_size == 1 and self.stops():
+            if SIGNAL_STATE.received and self.trainer.world_size == 1 and self.stops():
                 return True
             loop._batches_that_stepped = loop.global_step
         self.module._current_fx_name = None
@@ -169,7 +170,7 @@ class FastLoop:
         """Let the one process of a run take note of a signal."""
         for callback in self.stopping:
             callback.on_train_batch_end(self.trainer)
-        return bool(NOTE.agreed)
+        return bool(SIGNAL_STATE.agreed)
 
     def plain_weights(self) -> list[Tensor]:
         """Whose gradients are forgotten one by one: `zero_grad` does no more, and takes as long as an average."""
@@ -255,7 +256,7 @@ class FastLoop:
         counts.increment_completed()
 
     def update(self, closure: Callable[[], Tensor]) -> Tensor:
-        """What an optimiser calls before it changes the weights."""
+        """The closure of the optimiser, called before it changes the weights."""
         with torch.enable_grad():
             loss = closure()
         trainer = self.trainer

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
-from fmlightning.runs.signals import EXIT_CODES, NOTE, listen
+from fmlightning.runs.signals import EXIT_CODES, SIGNAL_STATE, listen
 
 
 class GracefulShutdown(Callback):
@@ -38,7 +38,7 @@ class GracefulShutdown(Callback):
     ) -> None:
         begin_next_epoch(checkpoint["loops"]["fit_loop"])
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """None of its own: the processes agree where a stretch of steps ends, and one alone looks at each step."""
         return math.inf
 
@@ -51,22 +51,22 @@ class GracefulShutdown(Callback):
 
     def agree(self, trainer: Trainer) -> None:
         """Take note of what any process was sent; call on every process."""
-        told = torch.tensor(NOTE.received)
+        told = torch.tensor(SIGNAL_STATE.received)
         if self.group is not None:
             distributed.all_reduce(told, distributed.ReduceOp.MAX, self.group)
-        if told and not NOTE.agreed:
-            NOTE.agreed = int(told)
+        if told and not SIGNAL_STATE.agreed:
+            SIGNAL_STATE.agreed = int(told)
             if trainer.is_global_zero:
-                name = signal.Signals(NOTE.agreed).name
+                name = signal.Signals(SIGNAL_STATE.agreed).name
                 print(f"{name}: stopping after step {trainer.global_step}", flush=True)
 
 
-def stop_between(trainer: Trainer) -> None:
+def stop_if_signalled(trainer: Trainer) -> None:
     """Stop here, if any process was sent a signal; call on every process, after training."""
     found = next((c for c in trainer.callbacks if isinstance(c, GracefulShutdown)), None)  # type: ignore[attr-defined]
     if found is not None:
         found.agree(trainer)
-        if NOTE.agreed:
+        if SIGNAL_STATE.agreed:
             raise SIGTERMException
 
 
@@ -95,8 +95,8 @@ class SignalFlags:
 
     @property
     def received_sigterm(self) -> bool:
-        """Where Lightning asks this after a step and its validation, the run ends."""
-        return bool(NOTE.agreed) and self.trainer.training
+        """True once the run has to end; Lightning asks after a step and its validation."""
+        return bool(SIGNAL_STATE.agreed) and self.trainer.training
 
     def register_signal_handlers(self) -> None:
         """None."""
@@ -105,7 +105,7 @@ class SignalFlags:
         """Nothing to restore."""
 
 
-def without_handlers(trainer: Trainer) -> Trainer:
+def replace_signal_handlers(trainer: Trainer) -> Trainer:
     """A trainer that leaves signals, and SLURM's queue, to us."""
     trainer._signal_connector = SignalFlags(trainer)  # type: ignore[assignment]
     # which would broadcast over the accelerator, and wait for it, before every step
@@ -116,7 +116,7 @@ def without_handlers(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def leave_together() -> int:
+def exit_together() -> int:
     """Wait until every process has come to its end, and say with which status to exit.
 
     torchrun and srun may kill the others as soon as one has gone. A process that Lightning started itself says 0: at
@@ -128,4 +128,4 @@ def leave_together() -> int:
     started_by_lightning = (
         int(os.environ.get("LOCAL_RANK", 0)) > 0 and "TORCHELASTIC_RUN_ID" not in os.environ
     )
-    return 0 if started_by_lightning else EXIT_CODES[signal.Signals(NOTE.agreed)]
+    return 0 if started_by_lightning else EXIT_CODES[signal.Signals(SIGNAL_STATE.agreed)]

@@ -111,6 +111,6 @@ def test_a_page_of_a_run(fmlightning, runs):
     (run / "samples" / "samples-00000100.png").write_bytes(b"")
     status, shown = fmlightning("show", run)
     assert status == 0, shown
-    for word in ("Linear", "euler", "heun2", "0.5", "torn.json", "damaged or not sealed",
+    for word in ("Linear", "euler", "heun2", "0.5", "torn.json", "damaged, or without a checksum",
                  "samples-00000100.png", "100 of 100", "aaaaaaaaaaaa"):  # fmt: skip
         assert word in shown, word

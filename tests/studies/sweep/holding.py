@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
-from fmlightning.runs.signals import NOTE
+from fmlightning.runs.signals import SIGNAL_STATE
 
 
 class Hold(Callback):
@@ -17,5 +17,5 @@ class Hold(Callback):
     def on_train_batch_end(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
             (self.folder / "held").touch()
-            while not ((self.folder / "go").exists() or NOTE.received):
+            while not ((self.folder / "go").exists() or SIGNAL_STATE.received):
                 time.sleep(0.02)

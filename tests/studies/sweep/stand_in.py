@@ -15,8 +15,9 @@ import time
 import zipfile
 from pathlib import Path
 
-from fmlightning.runs.checksum import seal_file
-from fmlightning.runs.lock import occupy
+from fmlightning.runs.checksum import append_checksum
+from fmlightning.runs.files import atomic_write
+from fmlightning.runs.lock import lock
 from fmlightning.studies.sweep import children
 from fmlightning.studies.sweep.cells import Cell
 from fmlightning.studies.sweep.file import Sweep
@@ -68,13 +69,14 @@ def manifest(run, status, **more):
 def save(run, step):
     path = run / "checkpoints" / "last.ckpt"
     path.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("weights", f"{step} {time.time_ns()}")
-    seal_file(path, step)
+    with atomic_write(path) as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("weights", f"{step} {time.time_ns()}")
+        append_checksum(file, step)
 
 
 def fit(run, kind, *_):
-    occupy(run)
+    lock(run)
     if "--rerun=true" in sys.argv:
         run.rename(run.with_name(f"{run.name}.1"))
     run.mkdir(exist_ok=True)

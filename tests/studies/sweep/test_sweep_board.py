@@ -5,27 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in
 
-from fmlightning.studies.sweep.board import LiveTable, last_step
+from fmlightning.studies.sweep.board import LiveTable
 from fmlightning.studies.sweep.cost import duration
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.pool import Job
 from fmlightning.studies.sweep.work import Step
-
-
-@pytest.mark.parametrize("rows", [0, 1, 3, 5000])
-def test_the_last_step_is_that_of_the_last_whole_row(tmp_path, rows):
-    file = tmp_path / "metrics.csv"
-    assert last_step(file) == 0
-    file.write_text(
-        "step,loss\n" + "".join(f"{10 * k},0.5\n" for k in range(1, rows + 1)) + "999,0."
-    )
-    assert last_step(file) == 10 * rows
 
 
 def test_the_table_has_what_runs_and_how_far_it_is(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from fmlightning.training.ema.power import (
     exponent,
     fit_error,
     inner,
-    keeps,
+    power_decay,
     width,
 )
 from fmlightning.training.ema.snapshots import read_snapshot, reconstruct, snapshots
@@ -52,7 +52,7 @@ def test_a_step_weighs_in_the_running_average_what_it_does_in_the_profile(gamma)
     steps = 30
     weights = torch.zeros(steps, dtype=torch.float64)
     for n in range(1, steps + 1):
-        beta = keeps(n, gamma)
+        beta = power_decay(n, gamma)
         weights *= beta
         weights[n - 1] += 1 - beta
     profile = Profile(steps, gamma)
@@ -141,7 +141,7 @@ def distance(a, b):
 @pytest.mark.parametrize("name", ["sigma_rel=0.05", "sigma_rel=0.1"])
 def test_the_running_average_is_the_sum_over_all_steps(run, name):
     _, ema, tracked = run
-    track = next(t for t in ema.tracks if t.name == name)
+    track = next(t for t in ema.averages if t.name == name)
     expected = tracked.average(float(name.split("=")[1]), 204)
     for a, b in zip(track.shadow.values(), expected, strict=True):
         torch.testing.assert_close(a.double(), b, atol=2e-6, rtol=1e-5)  # 204 steps of float32
@@ -153,7 +153,7 @@ def test_snapshots_are_taken_evenly_and_at_the_end(run):
     assert [step for step, _ in files] == [*range(20, 201, 20), 204]
     last = read_snapshot(files[-1][1])
     assert list(last) == ["sigma_rel=0.05", "sigma_rel=0.1"]
-    for track in ema.tracks[2:]:
+    for track in ema.averages[2:]:
         assert all(torch.equal(last[track.name][k], v) for k, v in track.shadow.items())
 
 
@@ -186,9 +186,9 @@ def test_a_width_that_no_power_function_has_is_refused(sigma_rel):
 
 def test_each_of_several_decays_is_its_own_average_and_the_first_is_used(run):
     _, ema, tracked = run
-    assert [t.name for t in ema.tracks[:2]] == ["decay=0.99", "decay=0.9"]
-    assert ema.shadow is ema.tracks[0].shadow
-    for track, decay in zip(ema.tracks, (0.99, 0.9), strict=False):
+    assert [t.name for t in ema.averages[:2]] == ["decay=0.99", "decay=0.9"]
+    assert ema.shadow is ema.averages[0].shadow
+    for track, decay in zip(ema.averages, (0.99, 0.9), strict=False):
         expected = tracked.initial
         for n, weights in enumerate(tracked.weights, 1):
             d = min(decay, (1 + n) / (10 + n))

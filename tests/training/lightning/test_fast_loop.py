@@ -75,7 +75,7 @@ def taken(monkeypatch):
 @pytest.fixture
 def train(fit, monkeypatch):
     def call(options, longest, name):
-        monkeypatch.setattr(loop, "LONGEST", longest)
+        monkeypatch.setattr(loop, "MAX_BATCHES", longest)
         return fit(*options, name=name)
 
     return call
@@ -180,7 +180,7 @@ def test_a_monitor_of_the_learning_rate_writes_as_often(tmp_path, taken, monkeyp
     """It writes at every batch of a step that is logged."""
 
     def written(longest):
-        monkeypatch.setattr(loop, "LONGEST", longest)
+        monkeypatch.setattr(loop, "MAX_BATCHES", longest)
         monitor, logger = LearningRateMonitor(), NFECounter()
         fit_with(tmp_path, monitor, logger=logger, accumulate_grad_batches=3, log_every_n_steps=4)
         return monitor.lrs, logger.steps
@@ -221,7 +221,7 @@ def test_what_a_module_of_ones_own_logs_is_the_same(tmp_path, taken, monkeypatch
             return loss
 
     def logged(longest):
-        monkeypatch.setattr(loop, "LONGEST", longest)
+        monkeypatch.setattr(loop, "MAX_BATCHES", longest)
         with seeded(Key(0)):
             module = Own(TimeMLP(width=16, depth=2))
         data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=6)
@@ -249,7 +249,7 @@ def test_weights_that_an_optimiser_gets_later_forget_their_gradients_too(tmp_pat
                 trainer.optimizers[0].add_param_group({"params": rest})
 
     def trained(longest):
-        monkeypatch.setattr(loop, "LONGEST", longest)
+        monkeypatch.setattr(loop, "MAX_BATCHES", longest)
         with seeded(Key(0)):
             module = Late(TimeMLP(width=16, depth=2))
         data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=6)
@@ -269,7 +269,7 @@ def test_a_schedule_of_ones_own_moves_as_often(interval, frequency, tmp_path, ta
             return {"optimizer": optimizer, "lr_scheduler": own}
 
     def trained(longest):
-        monkeypatch.setattr(loop, "LONGEST", longest)
+        monkeypatch.setattr(loop, "MAX_BATCHES", longest)
         with seeded(Key(0)):
             module = Own(TimeMLP(width=16, depth=2))
         data = ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=10)
@@ -285,9 +285,9 @@ def test_a_schedule_of_ones_own_moves_as_often(interval, frequency, tmp_path, ta
 
 def test_a_hook_of_every_step_can_end_the_run(tmp_path, taken):
     class Ends(Watcher):
-        every_step = ("on_train_batch_end",)
+        per_step_hooks = ("on_train_batch_end",)
 
-        def next_step(self, trainer):
+        def next_due_step(self, trainer):
             return math.inf
 
         def on_train_batch_end(self, trainer, *args):
@@ -303,7 +303,7 @@ def test_a_hook_of_every_step_can_end_the_run(tmp_path, taken):
 
 def test_a_patient_callback_is_asked_when_it_says(tmp_path, taken):
     class Scheduled(Watcher):
-        def next_step(self, trainer):
+        def next_due_step(self, trainer):
             return (trainer.global_step // 5 + 1) * 5
 
     patient = Scheduled()
@@ -386,7 +386,7 @@ SCRIPT = """
 import os, signal, sys
 import fmlightning.training.lightning.fast_loop as loop
 from fmlightning.training.module import FlowMatching
-loop.LONGEST, at = int(sys.argv[1]), int(sys.argv[2])
+loop.MAX_BATCHES, at = int(sys.argv[1]), int(sys.argv[2])
 real = FlowMatching.training_step
 
 def training_step(self, batch, batch_idx):

@@ -1,4 +1,4 @@
-"""When a callback is needed next, in optimiser steps counted from 1."""
+"""Callbacks that know when they are needed next, in optimiser steps counted from 1."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -10,10 +10,10 @@ from lightning.pytorch import Trainer
 class Scheduled(Protocol):
     """A callback that knows when it is needed next, and need not be asked before.
 
-    One with `every_step`, names of its hooks, takes part in every step by these, and need not be asked otherwise.
+    One with `per_step_hooks`, names of its hooks, takes part in every step by these, and need not be asked otherwise.
     """
 
-    def next_step(self, trainer: Trainer) -> float:
+    def next_due_step(self, trainer: Trainer) -> float:
         """The next step after which it has something to do; inf for none."""
 
 
