@@ -15,7 +15,7 @@ from fmlightning.studies.report.reading import PLAN, Splits, collect
 from fmlightning.studies.report.table import Table, Unscored, tabulate
 
 DESCRIPTION = """Tables of mean and 95 % interval over seeds (Markdown, LaTeX, CSV), paired differences, curves of
-quality against NFE and of training, and a page with all of it and the pictures: from run directories alone. A row
+quality against NFE and of training, and a page with all of it and the images: from run directories alone. A row
 is a value of an axis: of an option of training such as model.path, or of an evaluation such as solver, nfe or
 guidance. Runs that differ in their seed alone are averaged, and no others."""
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         document.curves(cells, table)
     document.show()
     status = document.beside(checks(known, kinds), bool(options.check)) if known else 0
-    document.pictures(kinds[0])
+    document.images(kinds[0])
     document.write(options.out or beside(options.runs), options.format)
     if options.write_expected:
         write_expected(found, kinds, options.write_expected, document.command)

@@ -16,7 +16,7 @@ from fmlightning.studies.report import figures, formats, page
 from fmlightning.studies.report.axes import Value, called
 from fmlightning.studies.report.cells import Cells
 from fmlightning.studies.report.expected import Check
-from fmlightning.studies.report.formats import Grid, TableCell
+from fmlightning.studies.report.formats import Grid, text_grid
 from fmlightning.studies.report.page import Section
 from fmlightning.studies.report.reading import PAGE, Splits
 from fmlightning.studies.report.records import EVALUATIONS, FINAL
@@ -118,11 +118,11 @@ class Document:
             self.drawn[name] = drawn
             self.sections.append(Section(title, rules=[CURVE_RULE], images=[(title, png(drawn))]))
 
-    def pictures(self, cells: Cells) -> None:
+    def images(self, cells: Cells) -> None:
         """Samples and trajectories of the runs."""
-        if shown := page.pictures(cells):
-            rule = "The last pictures of the lowest seed in each row."
-            self.sections.append(Section("ImageDataset", rules=[rule], images=shown, small=True))
+        if shown := page.run_images(cells):
+            rule = "The last images of the lowest seed in each row."
+            self.sections.append(Section("Images", rules=[rule], images=shown, small=True))
 
     # -- to the terminal --------------------------------------------------------------------------
 
@@ -176,8 +176,10 @@ class Document:
         notes = [*self.found.notes, *self.reasons]
         sections = [Section("Notes", notes=notes)] if notes else []
         if self.found.left_out:
-            grid = page.left_out_grid(self.found.left_out)
-            sections.append(Section("Runs in no table", [(grid, 3)]))
+            rows = [[str(x.path), x.status, x.why] for x in self.found.left_out]
+            sections.append(
+                Section("Runs in no table", [(text_grid(["run", "status", "why"], rows), 3)])
+            )
         return sections
 
 
@@ -196,7 +198,7 @@ def lines(out: Console, notes: Iterable[str]) -> None:
 
 def check_grid(rows: Sequence[Check]) -> Grid:
     heads = ["cell", "metric", "here", "expected", "spread allowed", "verdict"]
-    return [[TableCell(t) for t in words] for words in [heads, *(row.words() for row in rows)]]
+    return text_grid(heads, [row.words() for row in rows])
 
 
 def file_name(name: str) -> str:

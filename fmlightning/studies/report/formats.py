@@ -29,6 +29,11 @@ Grid = list[list[TableCell]]
 """A header and rows."""
 
 
+def text_grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    """A table without bold cells."""
+    return [[TableCell(text) for text in row] for row in (heads, *rows)]
+
+
 def digits(half: float | None) -> int | None:
     """Decimals that show two digits of an interval, or None where it has no width."""
     if half is None or not math.isfinite(half) or half <= 0:
