@@ -110,12 +110,6 @@ OPTIONS: dict[str, dict[str, object]] = {
         "metavar": "AXIS=VALUE[,AXIS=VALUE]",
         "help": "the row that others are held against, seed by seed",
     },
-    "--higher": {
-        "type": names,
-        "default": [],
-        "metavar": "NAME[,NAME]",
-        "help": "metrics of which more is better, besides those known",
-    },
     "--format": {"choices": ("png", "pdf"), "default": "png", "help": "of the figures"},
     "--write-expected": {
         "type": Path,
@@ -158,7 +152,6 @@ def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], lis
         except ValueError as error:
             errors[kind] = error
     if kinds:
-        require_metrics(options.higher, kinds)
         said = {k: e for k, e in errors.items() if not isinstance(e, Unscored)}
         return kinds, [f"{TITLES[kind]}: left out, because {error}" for kind, error in said.items()]
     if errors:
@@ -168,16 +161,8 @@ def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], lis
     )
 
 
-def require_metrics(higher: Sequence[str], kinds: Sequence[Cells]) -> None:
-    """Refuse a metric that no run has, where a misspelt one would be passed over."""
-    known = dict.fromkeys(name for cells in kinds for name in cells.metrics)
-    for name in higher:
-        if name not in known:
-            raise ValueError(f"--higher {name}: no run has such a metric; {choices(name, known)}")
-
-
 def table_of(cells: Cells, options: argparse.Namespace) -> Table:
-    return tabulate(cells, options.rows, options.columns, options.metric, options.higher)
+    return tabulate(cells, options.rows, options.columns, options.metric)
 
 
 def baselines(

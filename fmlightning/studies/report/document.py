@@ -20,7 +20,7 @@ from fmlightning.studies.report.formats import Grid, text_grid
 from fmlightning.studies.report.page import Section
 from fmlightning.studies.report.reading import PAGE, Splits
 from fmlightning.studies.report.records import EVALUATIONS, FINAL
-from fmlightning.studies.report.table import Table, aliased, differences, fewer
+from fmlightning.studies.report.table import Table, confounded, differences, fewer, unranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,8 @@ class Document:
         head = table.heads[0]
         one = table.columns and len({h.metric for h in table.heads}) == 1
         title = f"{TITLES[kind]}: {head.metric} {formats.arrow(head)}" if one else TITLES[kind]
-        notes = [*fewer(table, cells.seeds), *aliased(cells, (*table.rows, *table.columns))]
+        axes = (*table.rows, *table.columns)
+        notes = [*unranked(table), *fewer(table, cells.seeds), *confounded(cells, axes)]
         self.table(title.strip(), formats.score_grid(table), len(table.rows), RULES, notes)
         self.files(kind, formats.score_csv(table))
 

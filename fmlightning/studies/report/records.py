@@ -35,6 +35,8 @@ class Record:
     metrics: dict[str, float]
     extra: Options = field(default_factory=dict)
     """Options that follow from the others, and so are axes only when they are named."""
+    higher_is_better: dict[str, bool | None] = field(default_factory=dict)
+    """By metric, as its class declares it: None where neither is better. Records of older versions lack it."""
 
 
 def final_record(run: Run, config: dict[str, Any]) -> Record | None:
@@ -51,7 +53,7 @@ def final_record(run: Run, config: dict[str, Any]) -> Record | None:
     guidance = (config.get("model") or {}).get("guidance")
     settings = {"judges": judges, "guidance": guidance, "solver": found.get("solver", "")}
     options = sampling(settings, scores.get("nfe")) if scores else {}
-    return Record(FINAL, options, last | scores)
+    return Record(FINAL, options, last | scores, higher_is_better=declared(found))
 
 
 def final_scores(run: Run) -> dict[str, float]:
@@ -116,7 +118,21 @@ def record(content: dict[str, Any], step: Any, seed: int) -> Record:
     options |= {"ema": content.get("ema"), "noise": "own" if noise == seed else noise}
     cost = {"nfe": nfe, "seconds_per_sample": content.get("seconds_per_sample")}
     metrics = content["metrics"] | {k: float(v) for k, v in cost.items() if v is not None}
-    return Record(EVALUATIONS, options, metrics, {"budget": content.get("budget")})
+    return Record(
+        EVALUATIONS, options, metrics, {"budget": content.get("budget")}, declared(content)
+    )
+
+
+def declared(content: dict[str, Any]) -> dict[str, bool | None]:
+    """Which way each score is better, by a record.
+
+    Raises:
+        ValueError: it is neither true nor false nor null.
+    """
+    found = content.get("higher_is_better") or {}
+    if not isinstance(found, dict) or any(v not in (True, False, None) for v in found.values()):
+        raise ValueError(f"higher_is_better is {found}, and must be true, false or null by score")
+    return found
 
 
 def sampling(content: dict[str, Any], nfe: float | None) -> Options:
