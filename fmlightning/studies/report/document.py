@@ -40,7 +40,11 @@ PAIRED_RULES = (
 MOST_SHOWN = 60
 """Expected scores that all hold and are still printed; the page has them all."""
 
-CURVE_RULE = "Line: mean over seeds; band: its 95 % interval."
+NFE_RULE = (
+    "Point: mean over seeds; bar: its 95 % interval. An open marker beyond the budgets: an adaptive solver at its "
+    "tightest tolerance, with the evaluations that it took."
+)
+TRAINING_RULE = "Line: mean over seeds; band: its 95 % interval."
 
 
 @dataclass
@@ -107,17 +111,18 @@ class Document:
         metrics = list(dict.fromkeys(head.metric for head in table.heads))
         if cells.all[0].record.kind == EVALUATIONS:
             for name in (m for m in metrics if m != "nfe"):
-                self.figure(f"nfe_{name}", f"{name} against NFE", figures.against_nfe(cells, name))
+                drawn = figures.against_nfe(cells, name)
+                self.figure(f"nfe_{name}", f"{name} against NFE", drawn, NFE_RULE)
         if "training" not in self.drawn:
             logged = [m for m in metrics if "/" in m]
             names = ["train/loss", "val/loss", *logged, *(f"eval/{m}" for m in metrics)]
             drawn = figures.training(cells, list(dict.fromkeys(names)))
-            self.figure("training", "Training", drawn)
+            self.figure("training", "Training", drawn, TRAINING_RULE)
 
-    def figure(self, name: str, title: str, drawn: "Figure | None") -> None:
+    def figure(self, name: str, title: str, drawn: "Figure | None", rule: str) -> None:
         if drawn is not None:
             self.drawn[name] = drawn
-            self.sections.append(Section(title, rules=[CURVE_RULE], images=[(title, png(drawn))]))
+            self.sections.append(Section(title, rules=[rule], images=[(title, png(drawn))]))
 
     def images(self, cells: Cells) -> None:
         """Samples and trajectories of the runs."""
