@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 DEMO := runs/demo
 
 demo: $(STAMP) ## train a toy and a digits flow in about three minutes, and print where the pictures are
-	$(BIN)/fmlightning fit --config configs/toy/moons.yaml --run_dir $(DEMO)/moons --rerun true
+	$(BIN)/fmlightning fit --config configs/toy/moons.yaml --run_dir $(DEMO)/moons --rerun
 	$(BIN)/fmlightning sample $(DEMO)/moons --n 2000 --out $(DEMO)/moons/generated
-	$(BIN)/fmlightning fit --config configs/images/digits.yaml --run_dir $(DEMO)/digits --rerun true
+	$(BIN)/fmlightning fit --config configs/images/digits.yaml --run_dir $(DEMO)/digits --rerun
 	$(BIN)/fmlightning sample $(DEMO)/digits --n 100 --out $(DEMO)/digits/generated
 	@for name in moons digits; do \
 	  $(BIN)/fmlightning show $(DEMO)/$$name; echo; \

@@ -1,13 +1,34 @@
-"""The command `fmlightning`: sends each subcommand to its room, and turns an error into one message.
-
-Commands that need no model start without torch.
-"""
+"""The command `fmlightning`: sends each subcommand to its file, and turns an error into one message."""
 
 import os
 import sys
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib import import_module
 
+from fmlightning import __version__
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.errors import is_users, message
+
+COMMANDS = {
+    # a command -> its file and function; the file is imported when the command is run
+    "fit": "fmlightning.cli.fit:fit",
+    "find_batch_size": "fmlightning.cli.find_batch_size.command:main",
+    "validate": "fmlightning.cli.fit:validate",
+    "test": "fmlightning.cli.fit:test",
+    "predict": "fmlightning.cli.fit:predict",
+    "sample": "fmlightning.cli.sample:main",
+    "evaluate": "fmlightning.studies.evaluate.command:main",
+    "sweep": "fmlightning.studies.sweep.command:main",
+    "reproduce": "fmlightning.cli.reproduce:main",
+    "ema": "fmlightning.cli.ema:main",
+    "export": "fmlightning.cli.export:main",
+    "verify": "fmlightning.cli.verify:main",
+    "doctor": "fmlightning.cli.doctor:main",
+    "ls": "fmlightning.studies.report.ls:main",
+    "show": "fmlightning.studies.report.show:main",
+    "report": "fmlightning.studies.report.command:main",
+}
 
 HELP = """\
 usage: fmlightning COMMAND ...
@@ -21,43 +42,27 @@ train (LightningCLI: every option of model, data, trainer and callbacks; --help 
   predict                 generate one sample for each test sample and save them
 
 use
-  sample RUN --n N        generate samples from a trained run: a picture and an .npz file
+  sample RUN --n N        generate samples from a trained run: an image and an .npz file
   evaluate RUN            score solvers x NFE x guidance on the same weights and noise: table and figure
   sweep FILE              train and evaluate the cells of a comparison: axes x seeds, then solvers x NFE
-  reproduce RUN           run a finished run again, and say what came out otherwise
-  ema RUN --sigma-rel S   an average of the weights whose width is chosen after training, as a file
+  reproduce RUN           run a finished run again, and list what came out otherwise
+  ema RUN --sigma_rel S   an average of the weights whose width is chosen after training, as a file
   export RUN --out DIR    weights and config as files that plain torch reads
-  verify                  hold the mathematics against closed-form oracles and print the table
+  verify                  check the mathematics against closed-form solutions and print the table
   doctor                  what this machine has, and whether a run trains and resumes on it
 
 look (these start at once)
   ls [DIR]                list the runs below a directory: what differs, status, scores
-  show RUN                what a run was, how it ended, its scores, evaluations and pictures
+  show RUN                what a run was, how it ended, its scores, evaluations and images
   report DIR...           tables over seeds, paired differences, curves and a page of runs or of a sweep
 
   --version   --help      `fmlightning COMMAND --help` explains one command
   --debug                 with any command: show the traceback of an error
   --allow MODULE          with any command: let configs name classes of a module of your own, which is then run
 
+options of true or false: --name, --no_name, or --name true|false
 exit status of fit: 75 after USR1 or USR2, 143 after TERM, 130 after Ctrl-C; --ckpt_path auto goes on from there
 """
-
-TRAINER = ("fit", "validate", "test", "predict")
-COMMANDS = (
-    *TRAINER,
-    "find_batch_size",
-    "sample",
-    "evaluate",
-    "sweep",
-    "ema",
-    "export",
-    "reproduce",
-    "verify",
-    "doctor",
-    "ls",
-    "show",
-    "report",
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,18 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     if argv[0] in ("-V", "--version"):
-        from fmlightning import __version__
-
         print(f"fmlightning {__version__}")
         return 0
     try:
-        if argv[0] != "reproduce":  # hands it on to the command it starts
-            modules, argv = split_allow(argv)
-            if not argv:
-                raise ValueError("--allow goes with a command: fmlightning --help lists them")
-            with allowing(modules):
-                return run(argv[0], argv[1:])
-        return run(argv[0], argv[1:])
+        return run(argv)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -90,87 +87,39 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def run(argv: list[str]) -> int:
+    """Run the command that stands first.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+    modules: list[str] = []
+    if argv[0] != "reproduce":  # hands --allow on to the command it starts
+        modules, argv = split_allow(argv)
+    if not argv:
+        raise ValueError("--allow goes with a command: fmlightning --help lists them")
+    if argv[0] not in COMMANDS:
+        close = get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"unknown command {argv[0]!r}: {hint}the commands are {', '.join(COMMANDS)}"
+        )
+    module, function = COMMANDS[argv[0]].split(":")
+    with allowing(modules):
+        status: int = getattr(import_module(module), function)(argv[1:])
+    return status
+
+
 def split_allow(argv: list[str]) -> tuple[list[str], list[str]]:
     """The modules that `--allow` names, and the other arguments."""
-    modules, others, words = [], [], iter(argv)
+    modules, others = [], []
+    words: Iterator[str] = iter(argv)
     for word in words:
         if word == "--allow" or word.startswith("--allow="):
             modules.append(word.partition("=")[2] or next(words, ""))
         else:
             others.append(word)
     return modules, others
-
-
-def run(command: str, argv: list[str]) -> int:
-    if command in TRAINER:  # what is wrong with a file is said before torch is loaded
-        from fmlightning.cli.config_files import check_files, with_config
-
-        command, *argv = with_config([command, *argv])
-        check_files(argv)
-    if command == "fit":
-        from fmlightning.runs.signals import listening
-
-        with listening():  # from here, because the next import takes seconds
-            from fmlightning.cli.fit import train
-
-            return train([command, *argv])
-    if command in TRAINER:
-        from fmlightning.cli.fit import train
-
-        return train([command, *argv])
-    if command == "find_batch_size":
-        from fmlightning.cli.find_batch_size.command import main as find_batch_size
-
-        return find_batch_size(argv)
-    if command == "sample":
-        from fmlightning.cli.sample import main as sample
-
-        return sample(argv)
-    if command == "ema":
-        from fmlightning.cli.ema import main as ema
-
-        return ema(argv)
-    if command == "export":
-        from fmlightning.cli.export import main as export
-
-        return export(argv)
-    if command == "evaluate":
-        from fmlightning.studies.evaluate.command import main as evaluate
-
-        return evaluate(argv)
-    if command == "sweep":
-        from fmlightning.studies.sweep.command import main as sweep
-
-        return sweep(argv)
-    if command == "verify":
-        from fmlightning.cli.verify import main as verify
-
-        return verify(argv)
-    if command == "reproduce":
-        from fmlightning.cli.reproduce import main as reproduce
-
-        return reproduce(argv)
-    if command == "doctor":
-        from fmlightning.cli.doctor import main as doctor
-
-        return doctor(argv)
-    if command == "ls":
-        from fmlightning.studies.report.ls import main as listing
-
-        return listing(argv)
-    if command == "show":
-        from fmlightning.studies.report.show import main as showing
-
-        return showing(argv)
-    if command == "report":
-        from fmlightning.studies.report.command import main as report
-
-        return report(argv)
-    import difflib
-
-    close = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"unknown command {command!r}: {hint}the commands are {', '.join(COMMANDS)}")
 
 
 if __name__ == "__main__":

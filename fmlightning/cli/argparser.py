@@ -1,22 +1,46 @@
-"""What the commands that start without torch share: their parser and their console."""
+"""The parser and the console of the commands that start without torch."""
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
+from fmlightning.cli.flags import FALSE, TRUE, with_values
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors for the command's one place of messages."""
+    """argparse, with flags as `cli.flags` writes them, and errors for the command's one place of messages."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"fmlightning {command}", description=description, allow_abbrev=False)
+        self.flags: set[str] = set()
+
+    def add_flag(self, name: str, help: str, default: bool = False) -> None:
+        """Add an option of true or false."""
+        self.flags.add(name)
+        self.add_argument(
+            name, nargs="?", type=true_or_false, default=default, metavar="true|false", help=help
+        )
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """The options, and the words that are none; argparse's other ways of parsing come through here."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(list(with_values(words, self.flags)), namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (fmlightning {self.prog.split()[-1]} --help explains)")
+        unknown = message.partition("unrecognized arguments: ")[2].split("=")[0].split(" ")[0]
+        close = get_close_matches(unknown, self._option_string_actions, n=1) if unknown else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{message}{hint} ({self.prog} --help explains)")
+
+
+def true_or_false(text: str) -> bool:
+    if text.lower() not in (*TRUE, *FALSE):
+        raise argparse.ArgumentTypeError(f"{text} must be true or false")
+    return text.lower() in TRUE
 
 
 def console() -> Console:
@@ -25,7 +49,7 @@ def console() -> Console:
 
 
 def choices(name: str, known: Iterable[str], shown: int = 30) -> str:
-    """What a misspelt name may have meant, and what there is."""
+    """The known name nearest to a misspelt one, and all that there are."""
     names = list(known)
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -70,9 +70,7 @@ class Line:
 def main(argv: list[str]) -> int:
     """Print the page; return 1 if something needed fails."""
     parser = Parser("doctor", DESCRIPTION)
-    parser.add_argument(
-        "--no-training", action="store_true", help="leave out the run that is killed and resumed"
-    )
+    parser.add_flag("--training", "train a run that is killed and resumed", default=True)
     parser.add_argument(
         "--runs_root", type=Path, default=runs_root(), help="by default $FMLIGHTNING_RUNS or runs/"
     )
@@ -83,7 +81,7 @@ def main(argv: list[str]) -> int:
     checks: dict[str, Check] = {
         **CHECKS,
         "runs": lambda: check_disk(options.runs_root),
-        **({} if options.no_training else {"training": lambda: check_training(options.accelerator)}),
+        **({"training": lambda: check_training(options.accelerator)} if options.training else {}),
     }  # fmt: skip
     print(f"fmlightning doctor, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
     failed = []

@@ -20,14 +20,14 @@ def main(argv: list[str]) -> int:
     parser = Parser("ema", DESCRIPTION)
     parser.add_argument("run", help="run directory, or a checkpoint in one")
     wanted = parser.add_mutually_exclusive_group()
-    wanted.add_argument("--sigma-rel", type=float, help="width, relative to the length of training")
+    wanted.add_argument("--sigma_rel", type=float, help="width, relative to the length of training")
     wanted.add_argument("--decay", type=float, help="a decay that was averaged with in training")
     parser.add_argument("--step", type=int, help="where it ends (default: at the last snapshot)")
     parser.add_argument("--out", type=Path, help="file (default: RUN/ema/sigma_rel-S.ckpt)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_flag("--overwrite", "replace the file if it exists")
     options = parser.parse_args(argv)
     if options.step is not None and options.sigma_rel is None:
-        parser.error("--step goes with --sigma-rel")
+        parser.error("--step goes with --sigma_rel")
     if options.sigma_rel is None and options.decay is None:
         print("\n".join(listing(options.run)))
         return 0
@@ -60,7 +60,7 @@ def written(options: Any) -> Path:
         made = at_width(run.path, options.sigma_rel, options.step)
         write(path, checkpoint, name, made.weights, made.step)
         print(
-            f"{name} at step {made.step}, of {made.count} averages; its profile is {made.misfit:.1e} off"
+            f"{name} at step {made.step}, of {made.count} averages; its profile is {made.fit_error:.1e} off"
         )
         if made.fit_error > ROUGH:
             print(f"warning: that is far; {remedy(run.path, made.step)}")
@@ -101,7 +101,7 @@ def at_width(run: Path, sigma_rel: float, step: int | None) -> Any:
     from fmlightning.training.ema.power import require_width
     from fmlightning.training.ema.snapshots import reconstruct
 
-    require_width(sigma_rel, "--sigma-rel")
+    require_width(sigma_rel, "--sigma_rel")
     return reconstruct(run, sigma_rel, step)
 
 
@@ -136,4 +136,4 @@ def listing(named: str) -> list[str]:
     if not files:
         return [*lines, "no snapshots: another width needs --ema.sigma_rel [0.05,0.10] in training"]
     steps = f"steps {files[0][0]} to {files[-1][0]}"
-    return [*lines, f"{len(files)} snapshots, {steps}: a width with --sigma-rel"]
+    return [*lines, f"{len(files)} snapshots, {steps}: a width with --sigma_rel"]

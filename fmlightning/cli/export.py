@@ -51,12 +51,9 @@ def main(argv: list[str]) -> int:
     parser = Parser("export", DESCRIPTION)
     parser.add_argument("run", help="run directory, or a checkpoint in one")
     parser.add_argument("--out", type=Path, required=True, help="new directory")
-    parser.add_argument(
-        "--ema", choices=("true", "false"), default="true",
-        help="averaged weights rather than raw ones (default: true)",
-    )  # fmt: skip
+    parser.add_flag("--ema", "averaged weights; --no_ema: raw ones", default=True)
     options = parser.parse_args(argv)
-    export(options.run, options.out, options.ema == "true")
+    export(options.run, options.out, options.ema)
     print(f'written: {options.out}; in Python: fmlightning.load("{options.out}")')
     return 0
 

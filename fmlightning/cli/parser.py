@@ -8,7 +8,8 @@
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
 from fmlightning.cli.allowed import guarded
+from fmlightning.cli.flags import with_values
 from fmlightning.cli.messages import plain
 from fmlightning.metrics.metric import Judge
 
@@ -80,6 +82,15 @@ class FlowParser(LightningArgumentParser):
             super().format_help(*args, **kwargs),
             flags=re.DOTALL,
         )
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
+        """The options of a command line, whose flags may stand without a value."""
+        words = sys.argv[1:] if args is None else args
+        actions = [a for parser in self.parsers() for a in parser._actions]
+        flags = {
+            o for a in actions if getattr(a, "_typehint", None) is bool for o in a.option_strings
+        }
+        return super().parse_args(list(with_values(words, flags)), *others, **settings)
 
     def print_usage(self, file: Any = None) -> None:
         """Nothing: sixty lines of usage hide the message."""

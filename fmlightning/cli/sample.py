@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--out {folder} is a file: name a folder")
     if (folder / "samples.npz").exists() and not options.overwrite:
         raise ValueError(
-            f"{folder / 'samples.npz'} exists: choose another folder with --out, or add --overwrite true"
+            f"{folder / 'samples.npz'} exists: choose another folder with --out, or add --overwrite"
         )
     index = torch.arange(options.first, options.first + options.n)
     labels = chosen_labels(flow, index, options.label)

@@ -183,7 +183,7 @@ class Run:
                 return path, wrong
         raise ValueError(
             f"{self.path} has no checkpoint that is whole: {'; '.join(wrong)}. "
-            "To start again and keep what is there: add --rerun true"
+            "To start again and keep what is there: add --rerun"
         )
 
 

@@ -108,7 +108,7 @@ def test_the_gain_of_compiling_is_measured_and_said(fmlightning, run, tmp_path, 
     monkeypatch.setattr(compiled, "BUDGET", 0.01)
     plain, out = tmp_path / "plain", tmp_path / "compiled"
     assert fmlightning("sample", run, "--n=32", f"--out={plain}")[0] == 0
-    status, shown = fmlightning("sample", run, "--n=32", f"--out={out}", "--compile=true")
+    status, shown = fmlightning("sample", run, "--n=32", f"--out={out}", "--compile")
     assert status == 0, shown
     assert "ms a call of 32 samples" in shown
     assert "ms eager" in shown
@@ -127,7 +127,7 @@ def test_torch_compile_itself_gives_the_samples(fmlightning, run, tmp_path):
     options = ("--n=40", "--batch_size=32", "--solver.method=heun2", "--solver.num_steps=10")
     assert fmlightning("sample", run, *options, f"--out={plain}")[0] == 0
     status, shown = fmlightning(
-        "sample", run, *options, f"--out={out}", "--compile=true", "--precision=bf16"
+        "sample", run, *options, f"--out={out}", "--compile", "--precision=bf16"
     )
     assert status == 0, shown
     torch.testing.assert_close(samples(out), samples(plain), rtol=0, atol=1e-1)  # bf16, as above

@@ -12,7 +12,7 @@ from fmlightning.cli.doctor import Line, installed, public
 from fmlightning.metrics.features.networks import WEIGHTS
 
 MARKS = ("ok", "note", "FAIL")
-QUICK = ("doctor", "--no-training")
+QUICK = ("doctor", "--no_training")
 
 
 @pytest.fixture

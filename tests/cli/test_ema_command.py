@@ -30,7 +30,7 @@ def test_a_width_is_made_written_and_used_by_the_other_commands(fit, fmlightning
     assert status == 0
     for name in ("decay=0.99", "decay=0.9", "sigma_rel=0.05", "sigma_rel=0.1", "8 snapshots"):
         assert name in shown
-    status, shown = fmlightning("ema", run, "--sigma-rel", "0.08")
+    status, shown = fmlightning("ema", run, "--sigma_rel", "0.08")
     assert status == 0, shown
     path = run / "ema" / "sigma_rel-0.08.ckpt"
     assert f"fmlightning sample {path}" in shown
@@ -57,10 +57,10 @@ def test_a_rough_profile_comes_with_what_would_be_nearer(fit, fmlightning):
         (("0.08", "--step", "33"), "no snapshot ends at step 33: take --step 30 or 35"),
         (("0.01",), "take a width between those that were kept"),
     ):
-        status, shown = fmlightning("ema", run, "--sigma-rel", *words)
+        status, shown = fmlightning("ema", run, "--sigma_rel", *words)
         assert status == 0
         assert f"warning: that is far; {remedy}" in shown
-    assert "warning" not in fmlightning("ema", run, "--sigma-rel", "0.08", "--step", "30")[1]
+    assert "warning" not in fmlightning("ema", run, "--sigma_rel", "0.08", "--step", "30")[1]
 
 
 def test_a_decay_of_training_is_written_as_it_was(fit, fmlightning, tmp_path):
@@ -88,16 +88,16 @@ def test_a_resumed_run_has_the_snapshots_of_one_that_was_not_stopped(fit, tmp_pa
 
 
 REFUSED = {
-    "no snapshots": (("--ema.sigma_rel=null",), ("--sigma-rel", "0.08"), "train with --ema.sigma_rel"),
-    "a width there is not": ((), ("--sigma-rel", "0.4"), "--sigma-rel=0.4 must lie in"),
+    "no snapshots": (("--ema.sigma_rel=null",), ("--sigma_rel", "0.08"), "train with --ema.sigma_rel"),
+    "a width there is not": ((), ("--sigma_rel", "0.4"), "--sigma_rel=0.4 must lie in"),
     "a decay there is not": ((), ("--decay", "0.5"), "--decay 0.5 is not in"),
-    "a step after them": ((), ("--sigma-rel", "0.08", "--step", "99"), "step=99 must lie between"),
-    "two at once": ((), ("--sigma-rel", "0.08", "--decay", "0.9"), "not allowed with"),
-    "a step of nothing": ((), ("--step", "5"), "--step goes with --sigma-rel"),
+    "a step after them": ((), ("--sigma_rel", "0.08", "--step", "99"), "step=99 must lie between"),
+    "two at once": ((), ("--sigma_rel", "0.08", "--decay", "0.9"), "not allowed with"),
+    "a step of nothing": ((), ("--step", "5"), "--step goes with --sigma_rel"),
     "the run's own checkpoint": (
         (), ("--decay", "0.9", "--overwrite", "--out", "checkpoints/last.ckpt"), "that the run goes on from"
     ),
-    "another suffix": ((), ("--sigma-rel", "0.08", "--out", "a.pt"), "end its name in .ckpt"),
+    "another suffix": ((), ("--sigma_rel", "0.08", "--out", "a.pt"), "end its name in .ckpt"),
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_snapshot_is_named(fit, fmlightning):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    status, shown = fmlightning("ema", run, "--sigma-rel", "0.08")
+    status, shown = fmlightning("ema", run, "--sigma_rel", "0.08")
     assert status == 2
     assert f"{path} is damaged" in shown
 

@@ -148,8 +148,8 @@ def test_the_config_of_a_tuned_run_trains_it_again_unless_the_start_has_changed(
         torch.equal(value, read_weights(tmp_path / "again")[0][name])
         for name, value in read_weights(tuned)[0].items()
     )
-    fit("toy/moons", *SMALL, "--seed_everything=1", "--rerun=true", name="first")
-    status, shown = fmlightning(*again, "--rerun=true")
+    fit("toy/moons", *SMALL, "--seed_everything=1", "--rerun", name="first")
+    status, shown = fmlightning(*again, "--rerun")
     assert status == 2
     assert "not those of init_digest" in shown
 

@@ -73,7 +73,7 @@ def test_the_same_command_twice_is_refused_and_changes_nothing(
     assert "--rerun" in shown
     assert files(run) == before
     # and --rerun keeps the old one, whole
-    fit("toy/moons", *STEPS, "--rerun=true")
+    fit("toy/moons", *STEPS, "--rerun")
     assert files(run.with_name("run.1")) == before
 
 
@@ -160,7 +160,7 @@ def test_a_run_without_an_average_says_so(fit, fmlightning):
     run = fit("toy/moons", *STEPS, "--ema.decay=0")
     with pytest.raises(ValueError, match="ema=False"):
         package.load(run)
-    assert fmlightning("sample", run, "--n=4", "--ema=false", "--device=cpu")[0] == 0
+    assert fmlightning("sample", run, "--n=4", "--no_ema", "--device=cpu")[0] == 0
 
 
 def test_sample_writes_the_same_samples_in_any_batches(fit, fmlightning, tmp_path):
@@ -215,7 +215,7 @@ def test_report_gives_mean_and_spread_over_seeds(fit, fmlightning, tmp_path):
         for s in (0, 1, 2)
     ]  # fmt: skip
     out = tmp_path / "expected.json"
-    status, shown = fmlightning("report", *runs, "--write-expected", out)
+    status, shown = fmlightning("report", *runs, "--write_expected", out)
     assert status == 0, shown
     (cell,) = json.loads(out.read_text())["cells"]
     row = cell["metrics"]["w2"]

@@ -177,7 +177,7 @@ def test_two_nodes_train_as_one_process_and_the_first_keeps_the_books(start, tmp
             *options,
             "--trainer.num_nodes=2",
             f"--run_dir={run}",
-            "--rerun=true",
+            "--rerun",
         ]
         nodes = [start(argv, **rendezvous, NODE_RANK=str(n)) for n in range(2)]
         shown = [end(node) for node in nodes]

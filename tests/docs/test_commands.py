@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmlightning.__main__ import TRAINER, run, split_allow
+from fmlightning.__main__ import run, split_allow
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.argparser import Parser
 from fmlightning.cli.config_files import check_files
@@ -96,8 +96,8 @@ def take(words, resolve):
     command, *arguments = words
     if "--help" in arguments:
         with pytest.raises(SystemExit):
-            run(command, arguments)
-    elif command in TRAINER:
+            run(words)
+    elif command in ("fit", "validate", "test", "predict"):
         resolve(words)
     elif command == "find_batch_size":
         resolve(["fit", *find_batch_size(arguments)[1]])
@@ -108,7 +108,7 @@ def take(words, resolve):
     elif parse := {"evaluate": evaluate, "reproduce": reproduce, "sample": sample}.get(command):
         parse(arguments)
     else:
-        parse_only(Parser, run, command, arguments)
+        parse_only(Parser, run, words)
 
 
 @pytest.mark.parametrize("lines", list(documented()))

@@ -47,8 +47,8 @@ def command(text: str, *words: str) -> Row:
 
 OPTIONS = {
     "misspelt": Row(
-        (*MOONS, "--model.lable_drop=0.1"),
-        ("--model.lable_drop", "did you mean --model.class_dropout_prob?"),
+        (*MOONS, "--model.class_drop_prob=0.1"),
+        ("--model.class_drop_prob", "did you mean --model.class_dropout_prob?"),
     ),
     "abbreviated": Row(
         (*MOONS, "--trainer.max_step=3"),
@@ -520,6 +520,9 @@ RUNS = {
     ),
     "verify an unknown path": command("verify --path Nope", "--path", "Nope", "Linear"),
     "doctor's option": command("doctor --nope", "--nope"),
+    "option with a hyphen": command("sweep x.yaml --dry-run", "did you mean --dry_run?"),
+    "option with a hyphen and a value": command("ema {run} --sigma-rel 0.1", "--sigma_rel?"),
+    "flag of some other value": command("ema {run} --overwrite=maybe", "maybe", "true or false"),
     "command misspelt": command("fitt", "fitt", "did you mean 'fit'?"),
     "option for a command": command(
         "--config configs/toy/moons.yaml", "unknown command '--config'", "fit"

@@ -586,7 +586,7 @@ def test_rerun_moves_nothing_but_runs(fmlightning, repository, tmp_path):
         "--config",
         moons,
         f"--run_dir={mine}",
-        "--rerun=true",
+        "--rerun",
         "--wandb.mode=disabled",
         *STEPS,
     )

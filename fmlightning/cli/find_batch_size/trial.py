@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, Trainer
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.errors import is_users, message
 from fmlightning.cli.find_batch_size import MARK
-from fmlightning.cli.fit import FlowCLI
+from fmlightning.cli.flow_cli import FlowCLI
 from fmlightning.cli.quiet import quiet
 from fmlightning.training.lightning.fast_loop import FastLoop
 

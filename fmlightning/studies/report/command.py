@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     out = options.out
     if out and (out.suffix == ".json" or out.is_file()):
         raise ValueError(
-            f"--out {out}: is the report's directory; for an expected.json: --write-expected {out}"
+            f"--out {out}: is the report's directory; for an expected.json: --write_expected {out}"
         )
     return options
 
@@ -111,7 +111,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "help": "the row that others are held against, seed by seed",
     },
     "--format": {"choices": ("png", "pdf"), "default": "png", "help": "of the figures"},
-    "--write-expected": {
+    "--write_expected": {
         "type": Path,
         "metavar": "FILE",
         "help": "also write the scores with their spread: an expected.json",

@@ -134,7 +134,7 @@ def read_expected(path: Path, option: str) -> list[dict[str, Any]]:
                 _ = cell["scores"], dict(cell["axes"]), row["mean"], row["std"], row["n"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{option} {path}: not what fmlightning report --write-expected writes ({error})"
+            f"{option} {path}: not what fmlightning report --write_expected writes ({error})"
         ) from error
     return content["cells"]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-PRELOAD = ["fmlightning.cli.fit", "fmlightning.studies.evaluate.scoring"]
+PRELOAD = ["fmlightning.cli.flow_cli", "fmlightning.studies.evaluate.scoring"]
 """What the server loads; it computes nothing, so that there are no threads to lose in a fork."""
 
 

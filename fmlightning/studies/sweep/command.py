@@ -76,11 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--jobs", type=count, default=1, metavar="N",
         help="cells at a time: a GPU each where there are several, and the cores of a CPU shared out",
     )  # fmt: skip
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the cells, their status and the cost; do nothing",
-    )
+    parser.add_flag("--dry_run", "print the cells, their status and the cost; do nothing")
     parser.add_argument(
         "--launcher", choices=("local", "slurm"), default="local",
         help="where the cells run: here, or as the jobs of an array on a SLURM cluster",
@@ -89,9 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--cluster", type=Path, metavar="FILE",
         help="with --launcher slurm: partition, time, GPUs, as in configs/cluster/slurm.yaml",
     )  # fmt: skip
-    parser.add_argument(
-        "--wait", action="store_true", help="with --launcher slurm: until the jobs have ended"
-    )
+    parser.add_flag("--wait", "with --launcher slurm: until the jobs have ended")
     parser.add_argument(
         "--export",
         choices=("wandb",),
@@ -101,7 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--out", type=Path, help="that file; by default FILE with _wandb at its end"
     )
     parser.add_argument(
-        "--seconds-per-step", type=seconds, metavar="S",
+        "--seconds_per_step", type=seconds, metavar="S",
         help="for the cost, where no cell has finished yet",
     )  # fmt: skip
     options = parser.parse_args(argv)
@@ -109,7 +103,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if getattr(options, name) and options.launcher != "slurm":
             parser.error(f"--{name} goes with --launcher slurm")
     if options.export and (options.dry_run or options.launcher == "slurm"):
-        parser.error("--export writes a file and runs nothing: leave out --dry-run and --launcher")
+        parser.error("--export writes a file and runs nothing: leave out --dry_run and --launcher")
     return options
 
 
@@ -224,6 +218,6 @@ def estimate(wanted: Plan, journal: SweepState, jobs: int, seconds_per_step: flo
         else f"; with {jobs} jobs {duration(left.total / jobs)} at best"
     )
     cure = (
-        "" if left.training is not None else "; --seconds-per-step S or a finished cell would tell"
+        "" if left.training is not None else "; --seconds_per_step S or a finished cell would tell"
     )
     return f"{', '.join(words)} (from {left.source}{shared}{cure})"

@@ -15,7 +15,7 @@ import torch
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.build import instantiate_data, instantiate_model
 from fmlightning.cli.errors import is_users
-from fmlightning.cli.fit import FlowCLI
+from fmlightning.cli.flow_cli import FlowCLI
 from fmlightning.cli.messages import at_work, located
 from fmlightning.cli.quiet import quiet
 from fmlightning.data.module import FlowData

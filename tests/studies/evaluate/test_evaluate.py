@@ -115,7 +115,7 @@ def test_a_weaker_run_guides_as_in_sample_and_is_part_of_what_a_cell_is(
         *SMALL,
         "--trainer.max_steps=3",
         "--seed_everything=1",
-        "--rerun=true",
+        "--rerun",
         name="weaker",
     )
     again = evaluated(fmlightning, run, *by)  # other weights under the same name

@@ -109,9 +109,9 @@ def test_columns_of_metrics_csv_by_name(fmlightning, runs):
 
 def test_expected_is_written_from_the_runs_and_checked(fmlightning, runs, tmp_path):
     file = tmp_path / "expected.json"
-    assert fmlightning("report", runs, "--write-expected", file)[0] == 0
+    assert fmlightning("report", runs, "--write_expected", file)[0] == 0
     content = json.loads(file.read_text())
-    assert content["command"] == f"fmlightning report {runs} --write-expected {file}"
+    assert content["command"] == f"fmlightning report {runs} --write_expected {file}"
     assert "prediction interval" in content["rule"]
     assert len(content["runs"]) == 6
     assert content["runs"][0].keys() == {"run", "config_hash", "seed", "commit", "dirty"}
@@ -130,7 +130,7 @@ def test_expected_is_written_from_the_runs_and_checked(fmlightning, runs, tmp_pa
 
 def test_a_check_names_what_is_outside(fmlightning, runs, tmp_path):
     file = tmp_path / "expected.json"
-    fmlightning("report", runs, "--scores=final", "--write-expected", file)
+    fmlightning("report", runs, "--scores=final", "--write_expected", file)
     content = json.loads(file.read_text())
     metrics = next(c for c in content["cells"] if c["axes"] == {"model.path": "Linear"})["metrics"]
     # t(0.995; 2) = 9.92, std 0.0557, n = r = 3: 0.451 is allowed
@@ -146,7 +146,7 @@ def test_a_check_names_what_is_outside(fmlightning, runs, tmp_path):
 
 def test_a_cell_that_is_not_there_fails_the_check(fmlightning, runs, tmp_path):
     file, out = tmp_path / "expected.json", tmp_path / "out"
-    fmlightning("report", runs, "--write-expected", file, "--out", out)
+    fmlightning("report", runs, "--write_expected", file, "--out", out)
     linear = sorted(runs.glob("Linear-*"))
     status, shown = fmlightning("report", *linear, "--check", file, "--out", out)
     assert status == 1
@@ -156,7 +156,7 @@ def test_a_cell_that_is_not_there_fails_the_check(fmlightning, runs, tmp_path):
 
 def test_one_seed_says_nothing_of_the_spread(fmlightning, tmp_path):
     run, file = write_run(tmp_path / "a", 0, {"w2": 0.2}), tmp_path / "expected.json"
-    fmlightning("report", run, "--write-expected", file)
+    fmlightning("report", run, "--write_expected", file)
     status, shown = fmlightning("report", run, "--check", file)
     assert status == 1  # nothing was checked
     assert "no spread known" in shown
@@ -181,7 +181,7 @@ REFUSED = {
     "baseline": (["--baseline=model.path=VP"], ["--baseline model.path=VP", "Linear"]),
     "baseline that is no row": (["--baseline=ema.decay=0.99"], ["ema.decay is no row", "model.path"]),
     "confounded": (["--rows=solver"], ["model.path (Linear, Trigonometric)"]),
-    "out a file": (["--out=x.json"], ["--write-expected x.json"]),
+    "out a file": (["--out=x.json"], ["--write_expected x.json"]),
     "expected nowhere": (["--check=nowhere.json"], ["--check nowhere.json", "no such file"]),
     "option": (["--metrics=w2"], ["--metrics", "report --help"]),
 }  # fmt: skip
@@ -219,7 +219,7 @@ def test_a_damaged_expected_is_refused(fmlightning, runs, tmp_path):
 def test_torch_is_not_imported(runs):
     code = (
         "import sys; from fmlightning.__main__ import main; "
-        f"main(['report', {str(runs)!r}, '--baseline=model.path=Linear', '--write-expected={runs}/e.json']); "
+        f"main(['report', {str(runs)!r}, '--baseline=model.path=Linear', '--write_expected={runs}/e.json']); "
         f"main(['ls', {str(runs)!r}]); main(['show', {str(runs / 'Linear-s0')!r}]); "
         "assert not {'torch', 'lightning', 'wandb', 'jsonargparse'} & set(sys.modules), 'heavy'"
     )

@@ -124,7 +124,7 @@ def test_the_sweep_itself_imports_no_torch(write):
     """Only its children do: it starts at once, and takes no memory from them."""
     code = (
         "import sys; from fmlightning.__main__ import main; "
-        f"status = main(['sweep', {str(write(seeds=[0]))!r}, '--dry-run', '--seconds-per-step', '0.5']); "
+        f"status = main(['sweep', {str(write(seeds=[0]))!r}, '--dry_run', '--seconds_per_step', '0.5']); "
         "assert status == 0 and not {'torch', 'lightning', 'wandb', 'jsonargparse'} & set(sys.modules), 'heavy'"
     )
     result = subprocess.run(
