@@ -121,7 +121,7 @@ def image_grid(
 
 
 def restored(inputs: Tensor, generated: Tensor, truth: Tensor, columns: int = 10) -> Figure:
-    """What sampling started at, what it made of it, and what was to be reached; the same place in each grid.
+    """Inputs of sampling, its outputs and the truth; the same place in each grid.
 
     Args:
         inputs: images in [-1, 1], (N, C, H, W), as are the others.

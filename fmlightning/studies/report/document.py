@@ -14,11 +14,11 @@ from rich.table import Table as Printed
 from fmlightning.cli.argparser import console
 from fmlightning.studies.report import figures, formats, page
 from fmlightning.studies.report.axes import Value, called
-from fmlightning.studies.report.cells import Cells
+from fmlightning.studies.report.cells import ReportCells
 from fmlightning.studies.report.expected import Check
 from fmlightning.studies.report.formats import Grid, text_grid
 from fmlightning.studies.report.page import Section
-from fmlightning.studies.report.reading import PAGE, Splits
+from fmlightning.studies.report.reading import PAGE, FoundRuns
 from fmlightning.studies.report.records import EVALUATIONS, FINAL
 from fmlightning.studies.report.table import Table, confounded, differences, fewer, unranked
 
@@ -49,7 +49,7 @@ TRAINING_RULE = "Line: mean over seeds; band: its 95 % interval."
 
 @dataclass
 class Document:
-    """What is printed and written.
+    """The tables, figures and sections that are printed and written.
 
     Attributes:
         found: the runs.
@@ -60,14 +60,14 @@ class Document:
         drawn: the figures by name.
     """
 
-    found: Splits
+    found: FoundRuns
     reasons: list[str]
     command: str
     sections: list[Section] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     drawn: dict[str, "Figure"] = field(default_factory=dict)
 
-    def scores(self, cells: Cells, table: Table) -> None:
+    def scores(self, cells: ReportCells, table: Table) -> None:
         """The table of one kind of score."""
         kind = cells.all[0].record.kind
         head = table.heads[0]
@@ -78,7 +78,7 @@ class Document:
         self.table(title.strip(), formats.score_grid(table), len(table.rows), RULES, notes)
         self.files(kind, formats.score_csv(table))
 
-    def differences(self, cells: Cells, table: Table, baseline: Mapping[str, Value]) -> None:
+    def differences(self, cells: ReportCells, table: Table, baseline: Mapping[str, Value]) -> None:
         """Each row against the baseline."""
         title = f"Differences from {', '.join(f'{a}={called(v)}' for a, v in baseline.items())}"
         found, alone = differences(table, baseline)
@@ -106,7 +106,7 @@ class Document:
         self.texts[f"{name}.tex"] = formats.latex(grid, words)
         self.texts[f"{name}.csv"] = csv
 
-    def curves(self, cells: Cells, table: Table) -> None:
+    def curves(self, cells: ReportCells, table: Table) -> None:
         """Quality against NFE of every metric that is shown, and training once."""
         metrics = list(dict.fromkeys(head.metric for head in table.heads))
         if cells.all[0].record.kind == EVALUATIONS:
@@ -124,7 +124,7 @@ class Document:
             self.drawn[name] = drawn
             self.sections.append(Section(title, rules=[rule], images=[(title, png(drawn))]))
 
-    def images(self, cells: Cells) -> None:
+    def images(self, cells: ReportCells) -> None:
         """Samples and trajectories of the runs."""
         if shown := page.run_images(cells):
             rule = "The last images of the lowest seed in each row."
@@ -133,7 +133,7 @@ class Document:
     # -- to the terminal --------------------------------------------------------------------------
 
     def show(self) -> None:
-        """Print the tables, and what has to be said of them."""
+        """Print the tables, and their notes."""
         out = console()
         for section in self.sections:
             if section.tables or section.notes:

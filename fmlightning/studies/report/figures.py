@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmlightning.metrics.style import REAL, in_words, looks
 from fmlightning.studies.report.axes import Value, called
-from fmlightning.studies.report.cells import Cell, Cells, Key
+from fmlightning.studies.report.cells import Key, ReportCell, ReportCells
 from fmlightning.studies.report.intervals import Estimate
 from fmlightning.studies.report.records import ADAPTIVE, curves
 
@@ -63,7 +63,7 @@ class Panel:
 # -- quality against NFE --------------------------------------------------------------------------
 
 
-def against_nfe(cells: Cells, metric: str) -> "Figure | None":
+def against_nfe(cells: ReportCells, metric: str) -> "Figure | None":
     """A score against the evaluations it cost, or None where all cost the same.
 
     A curve for each value of the first axis that differs, a panel for each of the others.
@@ -106,26 +106,26 @@ def quality(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> "Figur
     return nfe_figure(panels, len(panels), shared=False)
 
 
-def is_adaptive(cell: Cell) -> bool:
+def is_adaptive(cell: ReportCell) -> bool:
     return cell.values.get("solver") in ADAPTIVE
 
 
-def key_of(cell: Cell, values: Sequence[tuple[str, Value]]) -> bool:
+def key_of(cell: ReportCell, values: Sequence[tuple[str, Value]]) -> bool:
     return all(cell.key([axis]) == (value,) for axis, value in values)
 
 
-def panel_keys(cells: Cells, axes: Sequence[str], there: Sequence[Cell]) -> list[Key]:
+def panel_keys(cells: ReportCells, axes: Sequence[str], there: Sequence[ReportCell]) -> list[Key]:
     """The panels; none for an adaptive solver alone, where there are others."""
-    keys = cells.keys(axes) if axes else [()]
+    keys: list[Key] = cells.keys(axes) if axes else [()]
     budgets = [k for k in keys if any(c.key(axes) == k and not is_adaptive(c) for c in there)]
     return budgets or keys
 
 
 def curves_of(
-    cells: Sequence[Cell], axes: Sequence[str], line: Key, metric: str
+    cells: Sequence[ReportCell], axes: Sequence[str], line: Key, metric: str
 ) -> Iterator[Curve]:
     """The budgets of a line, and each adaptive solver by itself."""
-    groups: dict[str, dict[Value, list[Cell]]] = {}
+    groups: dict[str, dict[Value, list[ReportCell]]] = {}
     for cell in (c for c in cells if c.key(axes) == line):
         adaptive = str(cell.values["solver"]) if is_adaptive(cell) else ""
         groups.setdefault(adaptive, {}).setdefault(cell.values.get("nfe"), []).append(cell)
@@ -182,7 +182,7 @@ def nfe_figure(panels: Sequence[Panel], across: int, shared: bool) -> "Figure":
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the markers of an adaptive solver stand beyond the budgets."""
+    """Place of an adaptive solver's markers, beyond the budgets."""
 
     x: float
     tick: str
@@ -276,7 +276,7 @@ def log_scale(axis: "Axes", shown: Sequence[float]) -> None:
 # -- training -------------------------------------------------------------------------------------
 
 
-def training(cells: Cells, columns: Sequence[str]) -> "Figure | None":
+def training(cells: ReportCells, columns: Sequence[str]) -> "Figure | None":
     """Columns of metrics.csv against the step: a panel for each, a curve for each row of the table.
 
     Lines are means, with bands of their 95 % intervals.
@@ -287,7 +287,7 @@ def training(cells: Cells, columns: Sequence[str]) -> "Figure | None":
     if not there:
         return None
     axes = [a for a in cells.axes if a not in cells.all[0].record.options]
-    keys = cells.keys(axes) if axes else [()]
+    keys: list[Key] = cells.keys(axes) if axes else [()]
     style = looks([named(axes, key) for key in keys])
     figure, places = grid(len(there))
     for name, axis in zip(there, places, strict=False):

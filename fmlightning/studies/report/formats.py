@@ -19,7 +19,7 @@ INTERVAL = "95 %"
 
 @dataclass(frozen=True)
 class TableCell:
-    """What stands in one place of a table."""
+    """Text in one place of a table."""
 
     text: str
     bold: bool = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fmlightning.studies.report.axes import called
-from fmlightning.studies.report.cells import Cells
+from fmlightning.studies.report.cells import ReportCells
 from fmlightning.studies.report.formats import Grid
 
 WIDEST = 1200
@@ -58,7 +58,7 @@ def page(title: str, sections: Sequence[Section], footer: str) -> str:
 # -- images of runs -------------------------------------------------------------------------------
 
 
-def run_images(cells: Cells) -> list[tuple[str, bytes]]:
+def run_images(cells: ReportCells) -> list[tuple[str, bytes]]:
     """The last images of the run with the lowest seed in each row of training axes."""
     axes = [a for a in cells.axes if a not in cells.all[0].record.options]
     found: list[tuple[str, bytes]] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmlightning.studies.report.axes import ABSENT, Value, called
-from fmlightning.studies.report.cells import Cell, Cells, Key, headline
+from fmlightning.studies.report.cells import Key, ReportCell, ReportCells, headline
 from fmlightning.studies.report.intervals import LEVEL, Estimate, holm
 
 Seeds = dict[int, float]
@@ -35,7 +35,7 @@ KNOWN: dict[str, Better] = {
 """By the beginning of a metric's name, for records that do not declare `higher_is_better`."""
 
 
-def better(cells: Cells, metric: str) -> Better:
+def better(cells: ReportCells, metric: str) -> Better:
     """Which way a metric is better: by the records, or else by its name; unknown where neither says, or they differ."""
     declared = {
         c.record.higher_is_better[metric] for c in cells.all if metric in c.record.higher_is_better
@@ -60,7 +60,7 @@ class Column:
 
     @property
     def ranked(self) -> bool:
-        """Whether one score of it is better than another, as far as is known."""
+        """True where it is known which of two scores is better."""
         return self.better in ("higher", "lower")
 
 
@@ -120,7 +120,7 @@ class Table:
 
 
 def winner(table: Table, keys: Sequence[Key], head: Column) -> Key | None:
-    """The best of some rows, if it is told from all others."""
+    """The best of some rows, if it differs from all others."""
     sign = -1 if head.better == "higher" else 1
     best = min(keys, key=lambda k: sign * Estimate.of(list(table.seeds(k, head).values())).mean)
     mine = table.seeds(best, head)
@@ -136,7 +136,7 @@ def paired(mine: Seeds, others: Seeds) -> Estimate | None:
 
 
 def tabulate(
-    cells: Cells,
+    cells: ReportCells,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
@@ -167,7 +167,7 @@ class Unscored(ValueError):
     """No run has a score of the kind."""
 
 
-def require_fair(cells: Cells, axes: Sequence[str]) -> None:
+def require_fair(cells: ReportCells, axes: Sequence[str]) -> None:
     """Refuse a comparison of cells that differ in more than its axes.
 
     Raises:
@@ -183,12 +183,15 @@ def require_fair(cells: Cells, axes: Sequence[str]) -> None:
         )
 
 
-def values_of(cells: Cells, axis: str) -> str:
+def values_of(cells: ReportCells, axis: str) -> str:
     return ", ".join(called(v) for v in cells.along(axis)[:6])
 
 
 def by_seed(
-    cells: Iterable[Cell], rows: Sequence[str], columns: Sequence[str], heads: Sequence[Column]
+    cells: Iterable[ReportCell],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    heads: Sequence[Column],
 ) -> dict[tuple[Key, Column], Seeds]:
     """The scores of each entry.
 
@@ -199,7 +202,7 @@ def by_seed(
     for head in heads:
         at.setdefault(head.at, []).append(head)
     scores: dict[tuple[Key, Column], Seeds] = {}
-    first: dict[tuple[Key, Key, int], Cell] = {}
+    first: dict[tuple[Key, Key, int], ReportCell] = {}
     for cell in cells:
         key, place = cell.key(rows), cell.key(columns)
         other = first.setdefault((key, place, cell.seed), cell)
@@ -211,8 +214,8 @@ def by_seed(
     return scores
 
 
-def twice(one: Cell, other: Cell) -> str:
-    """Why two cells cannot both count."""
+def twice(one: ReportCell, other: ReportCell) -> str:
+    """The reason why two cells cannot both count."""
     a, b = one.trained.run.path, other.trained.run.path
     where = f"{a} and {b}" if a != b else f"{a}/evaluations"
     return (
@@ -221,7 +224,7 @@ def twice(one: Cell, other: Cell) -> str:
     )
 
 
-def confounded(cells: Cells, axes: Sequence[str]) -> list[str]:
+def confounded(cells: ReportCells, axes: Sequence[str]) -> list[str]:
     """Notes on options that never change alone, so that nothing tells which of them made a difference."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for axis in axes:

@@ -344,11 +344,11 @@ def test_a_plan_has_the_evaluations_it_asked_for(tmp_path):
     asked = write_cell(run, "euler", 4, {"w2": 0.5})
     write_cell(run, "euler", 64, {"w2": 0.3})
     note = {"arguments": [], "files": [asked.name]}
-    (run / "evaluations" / "asked-01234567.json").write_text(json.dumps(note))
+    (run / "evaluations" / "request-01234567.json").write_text(json.dumps(note))
     write_plan(tmp_path, {"model.path": ["Linear"]}, [("a", {"model.path": "Linear"}, 0, "finished", "")])  # fmt: skip
     found = collect([tmp_path])
     assert [c.values["nfe"] for c in cells_of(found, EVALUATIONS, {}).all] == [4]
-    assert "1 left out, which the sweep did not ask for" in found.notes[0]
+    assert "1 left out, which the sweep did not request" in found.notes[0]
     assert len(cells_of(collect([run]), EVALUATIONS, {}).all) == 2  # by itself it has both
 
 
