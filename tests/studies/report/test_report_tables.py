@@ -339,12 +339,13 @@ def test_a_plan_gives_axes_labels_and_order(tmp_path):
     assert any("1 runs" in note and "in no cell" in note for note in found.notes)
 
 
-def test_a_plan_has_the_evaluations_it_asked_for(tmp_path):
+@pytest.mark.parametrize("word", ["request", "asked"])  # the second of older sweeps
+def test_a_plan_has_the_evaluations_it_asked_for(tmp_path, word):
     run = write_run(tmp_path / "a", 0, {"w2": 0.2})
     asked = write_cell(run, "euler", 4, {"w2": 0.5})
     write_cell(run, "euler", 64, {"w2": 0.3})
     note = {"arguments": [], "files": [asked.name]}
-    (run / "evaluations" / "request-01234567.json").write_text(json.dumps(note))
+    (run / "evaluations" / f"{word}-01234567.json").write_text(json.dumps(note))
     write_plan(tmp_path, {"model.path": ["Linear"]}, [("a", {"model.path": "Linear"}, 0, "finished", "")])  # fmt: skip
     found = collect([tmp_path])
     assert [c.values["nfe"] for c in cells_of(found, EVALUATIONS, {}).all] == [4]
