@@ -3,9 +3,7 @@
 Each function returns a matplotlib Figure, drawn without a display and without pyplot's global state.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +121,7 @@ def image_grid(
 
 
 def restored(inputs: Tensor, generated: Tensor, truth: Tensor, columns: int = 10) -> Figure:
-    """What sampling started at, what it made of it, and what was to be reached; the same place in each grid.
+    """Inputs of sampling, its outputs and the truth; the same place in each grid.
 
     Args:
         inputs: images in [-1, 1], (N, C, H, W), as are the others.
@@ -160,33 +158,6 @@ def strips(states: Tensor, times: Tensor) -> Figure:
     return figure
 
 
-def quality(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
-    """Scores against the number of evaluations: a panel for each score, a curve for each solver and guidance.
-
-    Args:
-        records: with `label`, `nfe` and `metrics`, where a score may be missing; that of real samples,
-            `<name>_real` or `<name>_floor`, is dashed.
-        names: the scores to draw.
-    """
-    figure = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for label in dict.fromkeys(r["label"] for r in records):
-            own = [r for r in records if r["label"] == label]
-            curve = sorted((r["nfe"], r["metrics"].get(name, math.nan)) for r in own)
-            axis.plot(*zip(*curve, strict=True), "o-", markersize=4, linewidth=1.3, label=label)
-        for suffix in ("_real", "_floor"):
-            if f"{name}{suffix}" in records[0]["metrics"]:
-                real = records[0]["metrics"][f"{name}{suffix}"]
-                axis.axhline(real, color=SOURCE, linestyle="--", linewidth=1, label="real samples")
-        axis.set(xscale="log", xlabel="NFE", title=name)
-        ticks = sorted({r["nfe"] for r in records})
-        axis.set_xticks(ticks, [str(n) for n in ticks], fontsize=7)
-        axis.minorticks_off()
-        axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
-    return figure
-
-
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images in [-1, 1] as one array in [0, 1] for imshow, (H', W', 3), on a white grid."""
     images = ((images.float().cpu() + 1) / 2).clamp(0, 1).nan_to_num(nan=0.5)  # grey if it failed
@@ -205,7 +176,7 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 
 
 def density(axis: Axes, x: Points, limits: tuple[float, float, float, float], colours: str) -> None:
-    """A smooth picture of where the points are."""
+    """A smooth image of where the points are."""
     left, right, bottom, top = limits
     u, v = x.cpu().double().numpy().T
     counts, _, _ = np.histogram2d(u, v, bins=120, range=((left, right), (bottom, top)))

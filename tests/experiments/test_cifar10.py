@@ -57,7 +57,7 @@ def cifar(tmp_path, monkeypatch):
 def resolved(cifar, monkeypatch):
     from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.resolve_in_child", resolve.answer)
     monkeypatch.chdir(FOLDER.parents[1])
     return lambda name: plan(read_sweep(FOLDER / f"{name}.yaml"))
 
@@ -87,7 +87,7 @@ def test_each_is_scored_as_published():
 def test_each_cell_trains_and_is_scored_small(name, resolved, fmlightning, tmp_path):
     found = resolved(name)
     for number, cell in enumerate(c for c in found.cells if c.seed == found.sweep.seeds[0]):
-        words = found.work(cell).fit[3:]  # behind `python -m fmlightning`
+        words = found.job(cell).fit[3:]  # behind `python -m fmlightning`
         folder = tmp_path / f"cell{number}"
         status, shown = fmlightning(*words, *SMALL, f"--run_dir={folder}")
         assert status == 0, shown

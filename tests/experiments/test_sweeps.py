@@ -27,7 +27,7 @@ def resolved(monkeypatch):
     """A sweep's plan, with every cell parsed and built in this process, which has torch already."""
     from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.resolve_in_child", resolve.answer)
     monkeypatch.chdir(EXPERIMENTS.parent)
     return lambda path: plan(read_sweep(path))
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fmlightning.metrics.figures import quality
 from fmlightning.runs.files import atomic_write
+from fmlightning.studies.report.figures import quality
 
 ASIDE = ("_std", "_low", "_high", "_floor", "_real")
 """How scores end that stand beside others."""

@@ -41,7 +41,7 @@ def short(component: Any) -> str:
     return f"{component['class_path'].rsplit('.', 1)[-1]}({inner})"
 
 
-def unlike(configs: Sequence[Options], below: str = "") -> list[str]:
+def differing_options(configs: Sequence[Options], below: str = "") -> list[str]:
     """All options whose values are not the same everywhere."""
     names = dict.fromkeys(name for config in configs for name in config if name.startswith(below))
     return [n for n in names if len({json.dumps(c.get(n, ABSENT)) for c in configs}) > 1]
@@ -49,28 +49,28 @@ def unlike(configs: Sequence[Options], below: str = "") -> list[str]:
 
 def differing(configs: Sequence[Options]) -> list[str]:
     """The options that differ, without the arguments of a class that differs itself."""
-    odd = unlike(configs)
+    odd = differing_options(configs)
     return [n for n in odd if not any(n.startswith(f"{above}.") for above in odd)]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the values of one option are called: a class with those arguments that tell it from its like."""
+    """Names of the values of one option: a class with those arguments in which its instances differ."""
 
     option: str
-    told: dict[Value, list[str]]
+    arguments: dict[Value, list[str]]
 
     @classmethod
     def of(cls, option: str, configs: Sequence[Options]) -> "Labels":
         below, peers = f"{option}.", {}  # type: tuple[str, dict[Value, list[Options]]]
         for config in configs:
             peers.setdefault(config.get(option, ABSENT), []).append(config)
-        told = {own: unlike(group, below) for own, group in peers.items()}
-        return cls(option, told)
+        arguments = {own: differing_options(group, below) for own, group in peers.items()}
+        return cls(option, arguments)
 
     def __call__(self, config: Options) -> Value:
         own, below = config.get(self.option, ABSENT), f"{self.option}."
-        names = self.told.get(own, []) if self.option in config else config
+        names = self.arguments.get(own, []) if self.option in config else config
         there = [n for n in names if n.startswith(below) and n in config]
         inner = [f"{n.removeprefix(below)}={config[n]}" for n in there]
         return f"{'' if own == ABSENT else own}({', '.join(inner)})" if inner else own
@@ -92,7 +92,7 @@ def called(value: Value) -> str:
 
 
 def same(text: str, value: Value) -> bool:
-    """Whether what was typed means a value: by its number, or its name."""
+    """Compare typed text with a value: by its number, or its name."""
     try:
         return float(text) == float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 
 from fmlightning.cli.argparser import choices
 from fmlightning.studies.report.axes import ABSENT, Labels, Options, Value, called, differing, same
-from fmlightning.studies.report.reading import Splits, Trained
-from fmlightning.studies.report.records import ASIDE, EVALUATIONS, Record
+from fmlightning.studies.report.reading import FoundRuns, Trained
+from fmlightning.studies.report.records import ASIDE, EVALUATIONS, ScoreRecord
 
 Key = tuple[Value, ...]
 
 
 @dataclass(frozen=True)
-class Cell:
+class ReportCell:
     """One run under one evaluation, with the values of all axes."""
 
     trained: Trained
-    record: Record
+    record: ScoreRecord
     values: Options = field(default_factory=dict)
 
     @property
@@ -36,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Cells:
+class ReportCells:
     """Cells of one kind.
 
     Attributes:
@@ -46,7 +46,7 @@ class Cells:
         order: values of axes, as they are to be listed.
     """
 
-    all: tuple[Cell, ...]
+    all: tuple[ReportCell, ...]
     axes: tuple[str, ...]
     confounders: tuple[str, ...]
     order: Mapping[str, Sequence[Value]]
@@ -114,13 +114,13 @@ def natural(v: Value) -> tuple[bool, float, str]:
     return (not number, float(v) if number else 0.0, str(v))  # type: ignore[arg-type]
 
 
-def cells_of(found: Splits, kind: str, where: Mapping[str, Sequence[str]]) -> Cells | None:
+def cells_of(found: FoundRuns, kind: str, where: Mapping[str, Sequence[str]]) -> ReportCells | None:
     """The cells of a kind at the given values of axes, or None where there are none of the kind.
 
     Raises:
         ValueError: an axis or a value is not there.
     """
-    bare = [Cell(t, r) for t in found.trained for r in t.records if r.kind == kind]
+    bare = [ReportCell(t, r) for t in found.trained for r in t.records if r.kind == kind]
     if not bare:
         return None
     cells = with_axes(bare, found)
@@ -138,7 +138,7 @@ def cells_of(found: Splits, kind: str, where: Mapping[str, Sequence[str]]) -> Ce
     return with_axes(kept, found) if where else cells
 
 
-def with_axes(bare: Sequence[Cell], found: Splits) -> Cells:
+def with_axes(bare: Sequence[ReportCell], found: FoundRuns) -> ReportCells:
     """Cells with the values of all axes."""
     training = list({id(c.trained): c.trained.options for c in bare}.values())
     evaluation = [c.record.options for c in bare]
@@ -146,16 +146,16 @@ def with_axes(bare: Sequence[Cell], found: Splits) -> Cells:
     plan = [a for a in found.axes if len({planned_value(c, a) for c in bare}) > 1]
     named = {axis: Labels.of(axis, training) for axis in odd}
     named |= {axis: Labels.of(axis, evaluation) for axis in ways}
-    cells = tuple(Cell(c.trained, c.record, values(c, named, found.axes)) for c in bare)
+    cells = tuple(ReportCell(c.trained, c.record, values(c, named, found.axes)) for c in bare)
     if not found.axes:
-        return Cells(cells, (*odd, *ways), (), {})
+        return ReportCells(cells, (*odd, *ways), (), {})
     confounders = inside(cells, list(found.axes))
     # what differs between two sweeps and is no axis of them is a row of its own, as it is between runs
     besides = [name for name in unnamed(found, odd) if name not in confounders]
-    return Cells(cells, (*plan, *besides, *ways), tuple(confounders), found.axes)
+    return ReportCells(cells, (*plan, *besides, *ways), tuple(confounders), found.axes)
 
 
-def values(cell: Cell, named: Mapping[str, Labels], plan: Iterable[str]) -> Options:
+def values(cell: ReportCell, named: Mapping[str, Labels], plan: Iterable[str]) -> Options:
     """The values of every axis of a cell; those that differ by the labels that tell them apart."""
     trained, record = cell.trained, cell.record
     found = trained.options | record.extra | record.options
@@ -168,11 +168,11 @@ def has(options: Options, axis: str) -> bool:
     return axis in options or any(name.startswith(f"{axis}.") for name in options)
 
 
-def planned_value(cell: Cell, axis: str) -> Value:
+def planned_value(cell: ReportCell, axis: str) -> Value:
     return cell.trained.planned.get(axis, cell.trained.options.get(axis, ABSENT))
 
 
-def inside(cells: Sequence[Cell], axes: Sequence[str]) -> list[str]:
+def inside(cells: Sequence[ReportCell], axes: Sequence[str]) -> list[str]:
     """Training options that differ between cells at the same place of a plan."""
     groups: dict[Key, dict[int, Options]] = {}
     for cell in cells:
@@ -181,7 +181,7 @@ def inside(cells: Sequence[Cell], axes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for names in some for name in names))
 
 
-def unnamed(found: Splits, odd: Sequence[str]) -> list[str]:
+def unnamed(found: FoundRuns, odd: Sequence[str]) -> list[str]:
     """Training options that differ, and that no axis of a plan sets."""
     known = {*found.axes, *found.varied}
     return [name for name in odd if not any(covers(axis, name) for axis in known)]
@@ -191,7 +191,7 @@ def covers(axis: str, option: str) -> bool:
     return option == axis or option.startswith(f"{axis}.")
 
 
-def headline(cells: Cells) -> list[str]:
+def headline(cells: ReportCells) -> list[str]:
     """The metrics that are shown where none is named: scores, and not what stands beside them or is an axis."""
     known = [n for n in cells.metrics if not n.endswith(ASIDE) and "/" not in n]
     cost = {"seconds_per_sample"} if cells.all[0].record.kind == EVALUATIONS else set()

@@ -1,4 +1,4 @@
-"""`fmlightning report DIR...`: what is asked of a report, and the files and exit status it comes to."""
+"""`fmlightning report DIR...`: its options, and the files and exit status it comes to."""
 
 import argparse
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fmlightning.cli.argparser import Parser, choices
 from fmlightning.studies.report.axes import Value, called, same, split
-from fmlightning.studies.report.cells import Cells, cells_of
+from fmlightning.studies.report.cells import ReportCells, cells_of
 from fmlightning.studies.report.document import TITLES, Document
 from fmlightning.studies.report.expected import checks, expected, read_expected
-from fmlightning.studies.report.reading import PLAN, Splits, collect
+from fmlightning.studies.report.reading import PLAN, FoundRuns, collect
 from fmlightning.studies.report.table import Table, Unscored, tabulate
 
 DESCRIPTION = """Tables of mean and 95 % interval over seeds (Markdown, LaTeX, CSV), paired differences, curves of
-quality against NFE and of training, and a page with all of it and the pictures: from run directories alone. A row
+quality against NFE and of training, and a page with all of it and the images: from run directories alone. A row
 is a value of an axis: of an option of training such as model.path, or of an evaluation such as solver, nfe or
 guidance. Runs that differ in their seed alone are averaged, and no others."""
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         document.curves(cells, table)
     document.show()
     status = document.beside(checks(known, kinds), bool(options.check)) if known else 0
-    document.pictures(kinds[0])
+    document.images(kinds[0])
     document.write(options.out or beside(options.runs), options.format)
     if options.write_expected:
         write_expected(found, kinds, options.write_expected, document.command)
@@ -110,12 +110,6 @@ OPTIONS: dict[str, dict[str, object]] = {
         "metavar": "AXIS=VALUE[,AXIS=VALUE]",
         "help": "the row that others are held against, seed by seed",
     },
-    "--higher": {
-        "type": names,
-        "default": [],
-        "metavar": "NAME[,NAME]",
-        "help": "metrics of which more is better, besides those known",
-    },
     "--format": {"choices": ("png", "pdf"), "default": "png", "help": "of the figures"},
     "--write_expected": {
         "type": Path,
@@ -139,8 +133,8 @@ def expectations(options: argparse.Namespace) -> list[dict[str, object]]:
     return []
 
 
-def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], list[str]]:
-    """The cells of each kind of score that can be reported as asked, and why another kind cannot.
+def chosen(found: FoundRuns, options: argparse.Namespace) -> tuple[list[ReportCells], list[str]]:
+    """The cells of each kind of score that can be reported as requested, and why another kind cannot.
 
     Raises:
         ValueError: none can.
@@ -148,7 +142,7 @@ def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], lis
     where: dict[str, list[str]] = {}
     for axis, wanted in options.where:
         where.setdefault(axis, []).extend(wanted)
-    kinds: list[Cells] = []
+    kinds: list[ReportCells] = []
     errors: dict[str, ValueError] = {}
     for kind in [options.scores] if options.scores else TITLES:
         try:
@@ -158,9 +152,8 @@ def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], lis
         except ValueError as error:
             errors[kind] = error
     if kinds:
-        require_metrics(options.higher, kinds)
-        said = {k: e for k, e in errors.items() if not isinstance(e, Unscored)}
-        return kinds, [f"{TITLES[kind]}: left out, because {error}" for kind, error in said.items()]
+        lost = {k: e for k, e in errors.items() if not isinstance(e, Unscored)}
+        return kinds, [f"{TITLES[kind]}: left out, because {error}" for kind, error in lost.items()]
     if errors:
         raise next(iter(errors.values()))
     raise ValueError(
@@ -168,20 +161,12 @@ def chosen(found: Splits, options: argparse.Namespace) -> tuple[list[Cells], lis
     )
 
 
-def require_metrics(higher: Sequence[str], kinds: Sequence[Cells]) -> None:
-    """Refuse a metric that no run has, where a misspelt one would be passed over."""
-    known = dict.fromkeys(name for cells in kinds for name in cells.metrics)
-    for name in higher:
-        if name not in known:
-            raise ValueError(f"--higher {name}: no run has such a metric; {choices(name, known)}")
-
-
-def table_of(cells: Cells, options: argparse.Namespace) -> Table:
-    return tabulate(cells, options.rows, options.columns, options.metric, options.higher)
+def table_of(cells: ReportCells, options: argparse.Namespace) -> Table:
+    return tabulate(cells, options.rows, options.columns, options.metric)
 
 
 def baselines(
-    tables: Sequence[Table], kinds: Sequence[Cells], text: str | None
+    tables: Sequence[Table], kinds: Sequence[ReportCells], text: str | None
 ) -> list[dict[str, Value]]:
     """The baseline's values in each table; empty where a table has no such row.
 
@@ -201,7 +186,7 @@ def baselines(
     return found
 
 
-def baseline_of(table: Table, cells: Cells, text: str) -> dict[str, Value]:
+def baseline_of(table: Table, cells: ReportCells, text: str) -> dict[str, Value]:
     """The values of a baseline.
 
     Raises:
@@ -234,7 +219,9 @@ def beside(runs: Sequence[Path]) -> Path:
     return shared.relative_to(Path.cwd()) if shared.is_relative_to(Path.cwd()) else shared
 
 
-def write_expected(found: Splits, kinds: Sequence[Cells], path: Path, command: str) -> None:
+def write_expected(
+    found: FoundRuns, kinds: Sequence[ReportCells], path: Path, command: str
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(expected(found, kinds, command), indent=2) + "\n")
     print(f"written: {path}")

@@ -14,13 +14,13 @@ from rich.table import Table as Printed
 from fmlightning.cli.argparser import console
 from fmlightning.studies.report import figures, formats, page
 from fmlightning.studies.report.axes import Value, called
-from fmlightning.studies.report.cells import Cells
+from fmlightning.studies.report.cells import ReportCells
 from fmlightning.studies.report.expected import Check
-from fmlightning.studies.report.formats import Grid, TableCell
+from fmlightning.studies.report.formats import Grid, text_grid
 from fmlightning.studies.report.page import Section
-from fmlightning.studies.report.reading import PAGE, Splits
+from fmlightning.studies.report.reading import PAGE, FoundRuns
 from fmlightning.studies.report.records import EVALUATIONS, FINAL
-from fmlightning.studies.report.table import Table, aliased, differences, fewer
+from fmlightning.studies.report.table import Table, confounded, differences, fewer, unranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,12 +40,16 @@ PAIRED_RULES = (
 MOST_SHOWN = 60
 """Expected scores that all hold and are still printed; the page has them all."""
 
-CURVE_RULE = "Line: mean over seeds; band: its 95 % interval."
+NFE_RULE = (
+    "Point: mean over seeds; bar: its 95 % interval. An open marker beyond the budgets: an adaptive solver at its "
+    "tightest tolerance, with the evaluations that it took."
+)
+TRAINING_RULE = "Line: mean over seeds; band: its 95 % interval."
 
 
 @dataclass
 class Document:
-    """What is printed and written.
+    """The tables, figures and sections that are printed and written.
 
     Attributes:
         found: the runs.
@@ -56,24 +60,25 @@ class Document:
         drawn: the figures by name.
     """
 
-    found: Splits
+    found: FoundRuns
     reasons: list[str]
     command: str
     sections: list[Section] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     drawn: dict[str, "Figure"] = field(default_factory=dict)
 
-    def scores(self, cells: Cells, table: Table) -> None:
+    def scores(self, cells: ReportCells, table: Table) -> None:
         """The table of one kind of score."""
         kind = cells.all[0].record.kind
         head = table.heads[0]
         one = table.columns and len({h.metric for h in table.heads}) == 1
         title = f"{TITLES[kind]}: {head.metric} {formats.arrow(head)}" if one else TITLES[kind]
-        notes = [*fewer(table, cells.seeds), *aliased(cells, (*table.rows, *table.columns))]
+        axes = (*table.rows, *table.columns)
+        notes = [*unranked(table), *fewer(table, cells.seeds), *confounded(cells, axes)]
         self.table(title.strip(), formats.score_grid(table), len(table.rows), RULES, notes)
         self.files(kind, formats.score_csv(table))
 
-    def differences(self, cells: Cells, table: Table, baseline: Mapping[str, Value]) -> None:
+    def differences(self, cells: ReportCells, table: Table, baseline: Mapping[str, Value]) -> None:
         """Each row against the baseline."""
         title = f"Differences from {', '.join(f'{a}={called(v)}' for a, v in baseline.items())}"
         found, alone = differences(table, baseline)
@@ -101,33 +106,34 @@ class Document:
         self.texts[f"{name}.tex"] = formats.latex(grid, words)
         self.texts[f"{name}.csv"] = csv
 
-    def curves(self, cells: Cells, table: Table) -> None:
+    def curves(self, cells: ReportCells, table: Table) -> None:
         """Quality against NFE of every metric that is shown, and training once."""
         metrics = list(dict.fromkeys(head.metric for head in table.heads))
         if cells.all[0].record.kind == EVALUATIONS:
             for name in (m for m in metrics if m != "nfe"):
-                self.figure(f"nfe_{name}", f"{name} against NFE", figures.against_nfe(cells, name))
+                drawn = figures.against_nfe(cells, name)
+                self.figure(f"nfe_{name}", f"{name} against NFE", drawn, NFE_RULE)
         if "training" not in self.drawn:
             logged = [m for m in metrics if "/" in m]
             names = ["train/loss", "val/loss", *logged, *(f"eval/{m}" for m in metrics)]
             drawn = figures.training(cells, list(dict.fromkeys(names)))
-            self.figure("training", "Training", drawn)
+            self.figure("training", "Training", drawn, TRAINING_RULE)
 
-    def figure(self, name: str, title: str, drawn: "Figure | None") -> None:
+    def figure(self, name: str, title: str, drawn: "Figure | None", rule: str) -> None:
         if drawn is not None:
             self.drawn[name] = drawn
-            self.sections.append(Section(title, rules=[CURVE_RULE], images=[(title, png(drawn))]))
+            self.sections.append(Section(title, rules=[rule], images=[(title, png(drawn))]))
 
-    def pictures(self, cells: Cells) -> None:
+    def images(self, cells: ReportCells) -> None:
         """Samples and trajectories of the runs."""
-        if shown := page.pictures(cells):
-            rule = "The last pictures of the lowest seed in each row."
-            self.sections.append(Section("ImageDataset", rules=[rule], images=shown, small=True))
+        if shown := page.run_images(cells):
+            rule = "The last images of the lowest seed in each row."
+            self.sections.append(Section("Images", rules=[rule], images=shown, small=True))
 
     # -- to the terminal --------------------------------------------------------------------------
 
     def show(self) -> None:
-        """Print the tables, and what has to be said of them."""
+        """Print the tables, and their notes."""
         out = console()
         for section in self.sections:
             if section.tables or section.notes:
@@ -176,8 +182,10 @@ class Document:
         notes = [*self.found.notes, *self.reasons]
         sections = [Section("Notes", notes=notes)] if notes else []
         if self.found.left_out:
-            grid = page.left_out_grid(self.found.left_out)
-            sections.append(Section("Runs in no table", [(grid, 3)]))
+            rows = [[str(x.path), x.status, x.why] for x in self.found.left_out]
+            sections.append(
+                Section("Runs in no table", [(text_grid(["run", "status", "why"], rows), 3)])
+            )
         return sections
 
 
@@ -196,7 +204,7 @@ def lines(out: Console, notes: Iterable[str]) -> None:
 
 def check_grid(rows: Sequence[Check]) -> Grid:
     heads = ["cell", "metric", "here", "expected", "spread allowed", "verdict"]
-    return [[TableCell(t) for t in words] for words in [heads, *(row.words() for row in rows)]]
+    return text_grid(heads, [row.words() for row in rows])
 
 
 def file_name(name: str) -> str:

@@ -6,7 +6,7 @@ mean of r runs agrees with it where it lies within
     m ± max(t(0.995; n - 1) s √(1/n + 1/r), 0.001 |m|)                                  (1)
 
 which r further seeds of the same method do in 99 of 100 cases; the second bound is the rounding of another machine.
-One value has no spread, and nothing is said of it.
+One value has no spread, and is not checked.
 """
 
 import json
@@ -19,21 +19,21 @@ from typing import Any
 from fmlightning.runs.compare import by_the_clock
 from fmlightning.runs.directory import read_json
 from fmlightning.studies.report.axes import called
-from fmlightning.studies.report.cells import Cells
+from fmlightning.studies.report.cells import ReportCells
 from fmlightning.studies.report.formats import number, with_n
 from fmlightning.studies.report.intervals import Estimate
-from fmlightning.studies.report.reading import Splits
+from fmlightning.studies.report.reading import FoundRuns
 from fmlightning.studies.report.records import ASIDE, FINAL
 from fmlightning.studies.report.table import require_fair, tabulate, twice
 
 LEVEL, ROUNDING = 0.01, 1e-3
 RULE = (
     "a mean of r runs agrees where it lies within mean +- max(t(0.995; n - 1) std sqrt(1/n + 1/r), 0.001 |mean|), "
-    "the 99 % prediction interval of Student's law"
+    "the 99 % prediction interval of Student's distribution"
 )
 
 
-def expected(found: Splits, kinds: Sequence[Cells], command: str) -> dict[str, Any]:
+def expected(found: FoundRuns, kinds: Sequence[ReportCells], command: str) -> dict[str, Any]:
     """The content of the file."""
     content: dict[str, Any] = {
         "command": command,
@@ -55,7 +55,7 @@ def described(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return {"run": str(path), **named, "commit": git.get("commit"), "dirty": git.get("dirty")}
 
 
-def cells_of_kind(cells: Cells) -> Iterator[dict[str, Any]]:
+def cells_of_kind(cells: ReportCells) -> Iterator[dict[str, Any]]:
     """Each row of the table with every score."""
     names = [n for n in cells.metrics if "/" not in n and not by_the_clock(n)]
     table = tabulate(cells, metrics=names)
@@ -139,7 +139,7 @@ def read_expected(path: Path, option: str) -> list[dict[str, Any]]:
     return content["cells"]
 
 
-def checks(expectations: Sequence[dict[str, Any]], kinds: Sequence[Cells]) -> list[Check]:
+def checks(expectations: Sequence[dict[str, Any]], kinds: Sequence[ReportCells]) -> list[Check]:
     """Every expected score beside that of the runs.
 
     Raises:
@@ -161,7 +161,7 @@ def checks(expectations: Sequence[dict[str, Any]], kinds: Sequence[Cells]) -> li
     return found
 
 
-def matching(cells: Cells, axes: dict[str, Any]) -> dict[str, dict[int, float]]:
+def matching(cells: ReportCells, axes: dict[str, Any]) -> dict[str, dict[int, float]]:
     """The scores by metric and seed of the cells at some values."""
     scores: dict[str, dict[int, float]] = {}
     first: dict[int, Any] = {}

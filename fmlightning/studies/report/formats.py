@@ -19,7 +19,7 @@ INTERVAL = "95 %"
 
 @dataclass(frozen=True)
 class TableCell:
-    """What stands in one place of a table."""
+    """Text in one place of a table."""
 
     text: str
     bold: bool = False
@@ -27,6 +27,11 @@ class TableCell:
 
 Grid = list[list[TableCell]]
 """A header and rows."""
+
+
+def text_grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    """A table without bold cells."""
+    return [[TableCell(text) for text in row] for row in (heads, *rows)]
 
 
 def digits(half: float | None) -> int | None:
@@ -65,7 +70,7 @@ def title(table: Table, head: Column) -> str:
 
 
 def arrow(head: Column) -> str:
-    return "" if head.neutral else "↑" if head.higher else "↓"
+    return {"higher": "↑", "lower": "↓"}.get(head.better, "")
 
 
 # -- scores and differences as grids --------------------------------------------------------------
@@ -96,7 +101,7 @@ def entry(estimate: Estimate | None, n: int, bold: bool) -> list[TableCell]:
 
 def difference_grid(table: Table, found: dict[tuple[Key, Column], Difference]) -> Grid:
     """For each row the paired difference from its baseline, its interval and its p."""
-    columns = [head for head in table.heads if not head.neutral]
+    columns = [head for head in table.heads if head.better != "neither"]
     heads = [p for head in columns for p in (title(table, head), INTERVAL, "p (Holm)")]
     grid = [[TableCell(t) for t in (*table.rows, "n", *heads)]]
     for key in (k for k in table.keys if any((k, head) in found for head in table.heads)):
@@ -104,20 +109,20 @@ def difference_grid(table: Table, found: dict[tuple[Key, Column], Difference]) -
         there = [found.get((key, head)) for head in columns]
         n = max(d.estimate.n for d in there if d)
         row.append(TableCell(str(n)))
-        for difference in there:
-            row += difference_entry(difference, n)
+        for head, difference in zip(columns, there, strict=True):
+            row += difference_entry(difference, n, head.ranked)
         grid.append(row)
     return grid
 
 
-def difference_entry(difference: Difference | None, n: int) -> list[TableCell]:
+def difference_entry(difference: Difference | None, n: int, ranked: bool) -> list[TableCell]:
     if difference is None:
         return [TableCell("-")] * 3
     estimate, p = difference.estimate, difference.p
     mean = number(estimate.mean, estimate.half_width)
     mean = f"+{mean}" if estimate.mean > 0 else mean
     shown = "-" if estimate.std is None else f"{p:.3g}"
-    return [TableCell(mean, p < LEVEL), entry(estimate, n, False)[1], TableCell(shown)]
+    return [TableCell(mean, ranked and p < LEVEL), entry(estimate, n, False)[1], TableCell(shown)]
 
 
 # -- grids as text --------------------------------------------------------------------------------
@@ -183,7 +188,7 @@ def score_csv(table: Table) -> str:
 def difference_csv(table: Table, found: dict[tuple[Key, Column], Difference]) -> str:
     """The same of differences, with p by Holm's correction."""
     names = ("", f" {INTERVAL}", " std", " n", " p")
-    columns = [head for head in table.heads if not head.neutral]
+    columns = [head for head in table.heads if head.better != "neither"]
     heads = [f"{plain_title(table, h)}{name}" for h in columns for name in names]
     rows: list[list[object]] = [[*table.rows, *heads]]
     for key in table.keys:

@@ -1,11 +1,11 @@
-r"""What a few seeds say.
+r"""Statistics of a few seeds.
 
 Of n independent values with mean m and sample standard deviation s, the mean lies in
 
     m ± t(1 - a/2; n - 1) s / √n                                                        (1)
 
-with probability 1 - a where they are normal; t(q; k) is the quantile q of Student's law with k degrees of freedom.
-The mean of r further values lies in
+with probability 1 - a where they are normal; t(q; k) is the quantile q of Student's distribution with k degrees of
+freedom. The mean of r further values lies in
 
     m ± t(1 - a/2; n - 1) s √(1/n + 1/r)                                                (2)
 
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval (1), or None for one value."""
+        """Half width of the interval (1), or None for one value."""
         if self.std is None:
             return None
         return quantile(1 - LEVEL / 2, self.n - 1) * self.std / math.sqrt(self.n)

@@ -25,11 +25,11 @@ from fmlightning.studies.report.axes import (
 from fmlightning.studies.report.records import ASIDE, final_scores
 
 FACTS = ("run", "status", "step", "started")
-"""What every run has, and can be sorted and chosen by besides its options and scores."""
+"""Facts that every run has, and can be sorted and chosen by besides its options and scores."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedRun:
     """A run, or what is wrong with it."""
 
     run: Run
@@ -96,11 +96,11 @@ def condition(text: str) -> tuple[str, list[str]]:
     return name.strip(), list(split(value))
 
 
-def read(run: Run) -> Row:
+def read(run: Run) -> ListedRun:
     """A row, whatever state the run is in."""
     try:
         manifest, config = run.manifest, run.config
-        return Row(
+        return ListedRun(
             run,
             run.status,
             manifest.get("end_step"),
@@ -111,7 +111,7 @@ def read(run: Run) -> Row:
             str(manifest.get("error") or "").partition("\n")[0][:120],
         )
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        return Row(run, "torn", wrong=wrong(run, error))
+        return ListedRun(run, "corrupt", wrong=wrong(run, error))
 
 
 def renamed(options: Options) -> Options:
@@ -129,8 +129,8 @@ def headline(run: Run) -> dict[str, float]:
     return {k: v for k, v in final_scores(run).items() if not k.endswith((*ASIDE, "nfe"))}
 
 
-def named(name: str, rows: Sequence[Row], option: str) -> str:
-    """What of a run is meant by a name, or by the end of it.
+def named(name: str, rows: Sequence[ListedRun], option: str) -> str:
+    """The fact, score or option that is meant by a name, or by the end of it.
 
     Raises:
         ValueError: no run has it.
@@ -142,7 +142,7 @@ def named(name: str, rows: Sequence[Row], option: str) -> str:
     raise ValueError(f"{option} {name}: no run has it; {choices(name, known)}")
 
 
-def ordered(rows: Sequence[Row], name: str, descending: bool) -> list[Row]:
+def ordered(rows: Sequence[ListedRun], name: str, descending: bool) -> list[ListedRun]:
     """Rows by a value, numbers before words; those that have none come last."""
     there = [r for r in rows if r.value(name) is not None]
     there.sort(key=lambda r: rank(r.value(name)), reverse=descending)
@@ -154,9 +154,9 @@ def rank(value: Any) -> tuple[bool, Any]:
     return (not number, value if number else str(value))
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[ListedRun]) -> Table:
     """Options and scores as columns where all runs are of one experiment, as words otherwise."""
-    odd = [peculiar(row, rows) for row in rows]
+    odd = [differing_values(row, rows) for row in rows]
     one = len({r.experiment for r in rows if r.experiment}) <= 1
     axes = list(dict.fromkeys(name for values in odd for name in values))
     scores = list(dict.fromkeys(name for r in rows for name in r.scores))
@@ -171,17 +171,19 @@ def table(rows: Sequence[Row]) -> Table:
     return printed
 
 
-def columns(row: Row, values: Options, axes: Sequence[str], scores: Sequence[str]) -> list[str]:
+def columns(
+    row: ListedRun, values: Options, axes: Sequence[str], scores: Sequence[str]
+) -> list[str]:
     middle = [called(values[a]) if a in values else "" for a in axes]
     return middle + [f"{row.scores[s]:.4g}" if s in row.scores else "" for s in scores]
 
 
-def in_words(row: Row, values: Options) -> list[str]:
+def in_words(row: ListedRun, values: Options) -> list[str]:
     middle = " ".join(f"{axis}={called(v)}" for axis, v in values.items())
     return [middle, "  ".join(f"{name} {v:.4g}" for name, v in row.scores.items())]
 
 
-def peculiar(row: Row, rows: Sequence[Row]) -> Options:
+def differing_values(row: ListedRun, rows: Sequence[ListedRun]) -> Options:
     """The values of a run where the runs of its experiment differ."""
     peers = [r.options for r in rows if r.options and r.experiment == row.experiment]
     if not row.options:

@@ -16,7 +16,7 @@ import yaml
 from fmlightning.runs.config_hash import result_parts
 from fmlightning.runs.directory import Run, folders, is_run, read_json, runs_root
 from fmlightning.studies.report.axes import Options, Value, flat, short
-from fmlightning.studies.report.records import Record, evaluation_records, final_record
+from fmlightning.studies.report.records import ScoreRecord, evaluation_records, final_record
 
 PLAN = "sweep.json"
 SWEEP = "sweep.yaml"
@@ -33,7 +33,7 @@ class Trained:
     seed: int
     options: Options
     manifest: dict[str, Any]
-    records: list[Record]
+    records: list[ScoreRecord]
     planned: Options = field(default_factory=dict)
 
 
@@ -49,8 +49,8 @@ class SkippedRun:
 
 
 @dataclass
-class Splits:
-    """What was found.
+class FoundRuns:
+    """Runs below the given paths.
 
     Attributes:
         trained: the runs to report.
@@ -68,22 +68,22 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class GridPoint:
+class PlannedRun:
     """A run directory to read, with its cell in a plan."""
 
     path: Path
     cell: dict[str, Any] | None = None
 
 
-def collect(paths: Sequence[str | Path]) -> Splits:
+def collect(paths: Sequence[str | Path]) -> FoundRuns:
     """All runs in, below or named by some paths.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no run in any.
         ValueError: a run is named twice, or none can be used.
     """
-    found = Splits()
-    places = unique([place for path in paths for place in look(Path(path), found)])
+    found = FoundRuns()
+    places = unique([place for path in paths for place in run_directories(Path(path), found)])
     if not places:
         raise FileNotFoundError(
             f"{', '.join(map(str, paths))} is not a run directory and has none below it: a run has a config.yaml; "
@@ -98,7 +98,7 @@ def collect(paths: Sequence[str | Path]) -> Splits:
     return found
 
 
-def look(path: Path, found: Splits) -> Iterator[GridPoint]:
+def run_directories(path: Path, found: FoundRuns) -> Iterator[PlannedRun]:
     """The run directories that one path stands for.
 
     Raises:
@@ -109,15 +109,15 @@ def look(path: Path, found: Splits) -> Iterator[GridPoint]:
     elif (path / SWEEP).is_file():
         yield from below(runs_of(path / SWEEP), found)
     elif is_run(path):
-        yield GridPoint(path)
+        yield PlannedRun(path)
     elif path.is_dir():
         yield from below(path, found)
     elif path.suffix == ".ckpt" or not path.exists():
-        yield GridPoint(Run.open(path).path)
+        yield PlannedRun(Run.open(path).path)
 
 
 def runs_of(sweep: Path) -> Path:
-    """Where the runs of an experiment's sweep are.
+    """The directory of the runs of an experiment's sweep.
 
     Raises:
         FileNotFoundError: nowhere.
@@ -129,16 +129,16 @@ def runs_of(sweep: Path) -> Path:
     return folder
 
 
-def below(root: Path, found: Splits) -> Iterator[GridPoint]:
+def below(root: Path, found: FoundRuns) -> Iterator[PlannedRun]:
     """The cells of a sweep, or all runs below a directory; not what an earlier report wrote."""
     if (root / PLAN).is_file():
         yield from planned(root / PLAN, found)
     elif not (root / PAGE).is_file():
         for path in folders(root):
-            yield from [GridPoint(path)] if is_run(path) else below(path, found)
+            yield from [PlannedRun(path)] if is_run(path) else below(path, found)
 
 
-def planned(file: Path, found: Splits) -> Iterator[GridPoint]:
+def planned(file: Path, found: FoundRuns) -> Iterator[PlannedRun]:
     """The cells of a sweep.
 
     Raises:
@@ -161,7 +161,7 @@ def planned(file: Path, found: Splits) -> Iterator[GridPoint]:
             f"{len(others)} runs in {file.parent} are in no cell of {PLAN} and left out"
         )
     for path, cell in cells:
-        yield GridPoint(resolved(path, file), cell)
+        yield PlannedRun(resolved(path, file), cell)
 
 
 def resolved(path: Path, plan: Path) -> Path:
@@ -173,18 +173,18 @@ def resolved(path: Path, plan: Path) -> Path:
 
 
 def value(component: Any) -> Value:
-    """What a plan calls the value of an axis."""
+    """The name of an axis' value in a plan."""
     plain = component is None or isinstance(component, str | int | float | bool)
     return component if plain else short(component)
 
 
-def unique(places: Sequence[GridPoint]) -> list[GridPoint]:
+def unique(places: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Each directory once, with its cell where a plan has one.
 
     Raises:
         ValueError: a run is named twice.
     """
-    found: dict[Path, GridPoint] = {}
+    found: dict[Path, PlannedRun] = {}
     for place in places:
         key, known = place.path.resolve(), found.get(place.path.resolve())
         if known and known.cell is None and place.cell is None:
@@ -199,7 +199,7 @@ def seed_of(path: Path) -> Any:
     return Run(path).config.get("seed_everything")
 
 
-def without_copies(places: Sequence[GridPoint], notes: list[str]) -> list[GridPoint]:
+def without_copies(places: Sequence[PlannedRun], notes: list[str]) -> list[PlannedRun]:
     """All but what `reproduce` and `--rerun` left beside a run that is here too."""
     here = {place.path.resolve() for place in places}
     kept = []
@@ -212,20 +212,20 @@ def without_copies(places: Sequence[GridPoint], notes: list[str]) -> list[GridPo
     return kept
 
 
-def read(place: GridPoint, found: Splits) -> None:
+def read(place: PlannedRun, found: FoundRuns) -> None:
     """Add a run to those that are reported, or to those left out."""
     cell = place.cell or {}
     axes = {name: value(v) for name, v in (cell.get("axes") or {}).items()}
-    status, why = str(cell.get("status", "torn")), str(cell.get("error") or "")
+    status, why = str(cell.get("status", "corrupt")), str(cell.get("error") or "")
     try:
         run = Run(place.path)
         require_finished(run, status, why)
-        status = "torn"
+        status = "corrupt"
         trained, wrong = whole(run, axes, place.cell is not None)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         known = run.manifest.get("status") if isinstance(error, Unfinished) else status
         found.left_out.append(
-            SkippedRun(place.path, known or status, said(error), axes, cell.get("seed"))
+            SkippedRun(place.path, known or status, one_line(error), axes, cell.get("seed"))
         )
     else:
         found.trained.append(trained)
@@ -244,7 +244,7 @@ def require_finished(run: Run, planned: str, why: str) -> None:
 
     Raises:
         Unfinished: with the error that ended it, where one is known.
-        ValueError: it is torn.
+        ValueError: it is corrupt.
     """
     if not run.path.is_dir():
         raise Unfinished(f"it is {planned}" + (f": {why}" if why else ""))
@@ -255,8 +255,8 @@ def require_finished(run: Run, planned: str, why: str) -> None:
         raise Unfinished(f"it is {run.status} and not finished" + (f": {why}" if why else ""))
 
 
-def said(error: Exception) -> str:
-    """What is wrong with a run, in one line."""
+def one_line(error: Exception) -> str:
+    """An error in one line."""
     if isinstance(error, KeyError):
         return f"it is damaged: config.yaml or manifest.json lacks {error}"
     return " ".join(str(error).split())
@@ -271,7 +271,7 @@ def whole(run: Run, axes: Options, planned: bool) -> tuple[Trained, list[str]]:
     config, manifest = run.config, run.manifest
     seed = int(config["seed_everything"])
     final = final_record(run, config)
-    cells, wrong = evaluation_records(run, seed, asked=planned)
+    cells, wrong = evaluation_records(run, seed, requested=planned)
     records = ([final] if final else []) + cells
     if not records:
         raise ValueError("it has no evaluation.json, no evaluations and no metrics.csv: no scores")

@@ -17,7 +17,7 @@ from fmlightning.studies.report.axes import Options, flat, short, split
 
 FINAL, EVALUATIONS = "final", "evaluations"
 ASIDE = ("_std", "_low", "_high", "_floor", "_real", "_se")
-"""How scores end that stand beside others."""
+"""Endings of scores that stand beside others."""
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """Methods whose steps follow from a tolerance; `flow.ode` has the same list, and torch."""
@@ -27,7 +27,7 @@ SETTLED = ("method", "num_steps", "rtol", "atol", "max_num_steps", "failed")
 
 
 @dataclass(frozen=True)
-class Record:
+class ScoreRecord:
     """Scores of one model under one way to sample it."""
 
     kind: str
@@ -35,10 +35,12 @@ class Record:
     metrics: dict[str, float]
     extra: Options = field(default_factory=dict)
     """Options that follow from the others, and so are axes only when they are named."""
+    higher_is_better: dict[str, bool | None] = field(default_factory=dict)
+    """By metric, as its class declares it: None where neither is better. Records of older versions lack it."""
 
 
-def final_record(run: Run, config: dict[str, Any]) -> Record | None:
-    """What evaluation.json and the last values in metrics.csv say, or None where there is neither."""
+def final_record(run: Run, config: dict[str, Any]) -> ScoreRecord | None:
+    """Scores in evaluation.json and the last values in metrics.csv say, or None where there is neither."""
     found, scores = run.evaluation, final_scores(run)
     last = {
         name: points[-1][1]
@@ -51,7 +53,7 @@ def final_record(run: Run, config: dict[str, Any]) -> Record | None:
     guidance = (config.get("model") or {}).get("guidance")
     settings = {"metric_configs": configs, "guidance": guidance, "solver": found.get("solver", "")}
     options = sampling(settings, scores.get("nfe")) if scores else {}
-    return Record(FINAL, options, last | scores)
+    return ScoreRecord(FINAL, options, last | scores, higher_is_better=declared(found))
 
 
 def final_scores(run: Run) -> dict[str, float]:
@@ -67,18 +69,20 @@ def final_scores(run: Run) -> dict[str, float]:
         raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
-def evaluation_records(run: Run, seed: int, asked: bool = False) -> tuple[list[Record], list[str]]:
+def evaluation_records(
+    run: Run, seed: int, requested: bool = False
+) -> tuple[list[ScoreRecord], list[str]]:
     """The cells in RUN/evaluations, and what is wrong with those that are not among them.
 
     Args:
         run: the run.
         seed: of the run.
-        asked: whether to take only those that a sweep asked for, where it has noted them.
+        requested: whether to take only those that a sweep requested, where it has noted them.
     """
     found, wrong = [], []
-    files, others = cell_files(run.path / "evaluations", asked)
+    files, others = cell_files(run.path / "evaluations", requested)
     if others:
-        wrong.append(f"{run.path}/evaluations: {others} left out, which the sweep did not ask for")
+        wrong.append(f"{run.path}/evaluations: {others} left out, which the sweep did not request")
     for file in files:
         try:
             content = read_json(file)
@@ -96,19 +100,20 @@ def evaluation_records(run: Run, seed: int, asked: bool = False) -> tuple[list[R
     return [record(r, step, seed) for r, step in kept], wrong
 
 
-def cell_files(folder: Path, asked: bool) -> tuple[list[Path], int]:
+def cell_files(folder: Path, requested: bool) -> tuple[list[Path], int]:
     """The records in a directory, and how many others there are."""
-    notes = sorted(folder.glob("asked-*.json"))
+    # older sweeps wrote asked-*.json
+    notes = sorted([*folder.glob("request-*.json"), *folder.glob("asked-*.json")])
     files = [f for f in sorted(folder.glob("*.json")) if f.name != "evaluations.json"]
     files = [f for f in files if f not in notes]
-    if not (asked and notes):
+    if not (requested and notes):
         return files, 0
     wanted = {str(name) for note in notes for name in read_json(note).get("files") or ()}
     kept = [f for f in files if f.name in wanted]
     return kept, len(files) - len(kept)
 
 
-def record(content: dict[str, Any], step: Any, seed: int) -> Record:
+def record(content: dict[str, Any], step: Any, seed: int) -> ScoreRecord:
     """A cell of an evaluation."""
     nfe = content.get("nfe")
     noise = content.get("seed")
@@ -116,11 +121,25 @@ def record(content: dict[str, Any], step: Any, seed: int) -> Record:
     options |= {"ema": content.get("ema"), "noise": "own" if noise == seed else noise}
     cost = {"nfe": nfe, "seconds_per_sample": content.get("seconds_per_sample")}
     metrics = content["metrics"] | {k: float(v) for k, v in cost.items() if v is not None}
-    return Record(EVALUATIONS, options, metrics, {"budget": content.get("budget")})
+    return ScoreRecord(
+        EVALUATIONS, options, metrics, {"budget": content.get("budget")}, declared(content)
+    )
+
+
+def declared(content: dict[str, Any]) -> dict[str, bool | None]:
+    """Which way each score is better, by a record.
+
+    Raises:
+        ValueError: it is neither true nor false nor null.
+    """
+    found = content.get("higher_is_better") or {}
+    if not isinstance(found, dict) or any(v not in (True, False, None) for v in found.values()):
+        raise ValueError(f"higher_is_better is {found}, and must be true, false or null by score")
+    return found
 
 
 def sampling(content: dict[str, Any], nfe: float | None) -> Options:
-    """How samples were made and judged."""
+    """The options by which samples were made and scored."""
     solver = dict(written(str(content.get("solver", ""))))
     method = content.get("method") or solver.get("method", "").strip("'\"")
     options: Options = {"solver": method}
@@ -149,7 +168,7 @@ def written(text: str) -> Iterator[tuple[str, str]]:
 
 
 def checkpoints_of(run: Run, digests: set[str]) -> dict[str, Any]:
-    """What each digest in a run's records is: 'last', or the step of another checkpoint that is there.
+    """The meaning of each digest in a run's records: 'last', or the step of another checkpoint that is there.
 
     Checkpoints are read only where the records are of several.
     """

@@ -13,13 +13,14 @@ from fmlightning.cli.argparser import Parser, console
 from fmlightning.runs.checksum import recorded_step
 from fmlightning.runs.directory import Run
 from fmlightning.studies.report.axes import called, short
-from fmlightning.studies.report.records import ASIDE, Record, evaluation_records, final_scores
+from fmlightning.studies.report.records import ASIDE, ScoreRecord, evaluation_records, final_scores
 
 
 def main(argv: list[str]) -> int:
     """Show one run."""
     parser = Parser(
-        "show", "What a run was, how it ended, its scores, evaluations, checkpoints and pictures."
+        "show",
+        "Print the facts of a run, its end, its scores, evaluations, checkpoints and images.",
     )
     parser.add_argument("run", help="run directory, or a checkpoint in one")
     run = Run.open(parser.parse_args(argv).run)
@@ -46,7 +47,7 @@ def fact(out: Console, name: str, value: str) -> None:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What a run was and how it ended, in words."""
+    """Facts of a run and of its end, in words."""
     manifest, config = run.manifest, run.config
     return {
         "experiment": f"{config.get('experiment')}, seed {config.get('seed_everything')}",
@@ -94,7 +95,7 @@ def evaluations(out: Console, run: Run) -> None:
         fact(out, "wrong", line)
 
 
-def cell_table(records: list[Record]) -> Table:
+def cell_table(records: list[ScoreRecord]) -> Table:
     axes = [a for a in records[0].options if len({str(r.options.get(a)) for r in records}) > 1]
     axes = axes or ["solver", "nfe"]
     hidden = (
@@ -110,13 +111,13 @@ def cell_table(records: list[Record]) -> Table:
 
 
 def files(run: Run) -> Iterator[tuple[str, str]]:
-    """Where the checkpoints and pictures are, and how to send the run to W&B."""
+    """Paths of checkpoints and images are, and the command that sends the run to W&B."""
     for path in run.checkpoints:
         yield "checkpoint", f"{path}, {checkpoint_step(path)}, {path.stat().st_size / 1e6:.1f} MB"
     if not run.checkpoints:
         yield "checkpoint", "none"
     for folder in ("samples", "evaluations", "report"):
-        yield from (("picture", str(p)) for p in sorted((run.path / folder).glob("*.png")))
+        yield from (("image", str(p)) for p in sorted((run.path / folder).glob("*.png")))
     if any((run.path / "wandb").glob("offline-run-*")):
         yield "to W&B", f"wandb sync {run.path}/wandb/offline-run-*"
 

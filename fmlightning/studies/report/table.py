@@ -4,24 +4,50 @@ Rows and columns are values of axes. An axis on neither side has to have one val
 two would be confounded, and is refused with the names of what differs.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fmlightning.studies.report.axes import ABSENT, Value, called
-from fmlightning.studies.report.cells import Cell, Cells, Key, headline
+from fmlightning.studies.report.cells import Key, ReportCell, ReportCells, headline
 from fmlightning.studies.report.intervals import LEVEL, Estimate, holm
 
 Seeds = dict[int, float]
 """A score for each seed."""
 
-HIGHER = (
-    "accuracy", "precision", "recall", "density", "coverage", "inception_score", "classifier_score",
-    "log_prob", "log_likelihood",
-)  # fmt: skip
-"""How metrics begin of which more is better; of all others less is."""
+Better = Literal["higher", "lower", "neither", "unknown"]
+"""Which scores of a metric are better; of one for which neither is, a table says what a method does, not how well."""
 
-NEUTRAL = ("nfe", "path_energy", "transport_cost", "straightness")
-"""Metrics that say what a method does, not how well."""
+KNOWN: dict[str, Better] = {
+    **dict.fromkeys(
+        ("accuracy", "precision", "recall", "density", "coverage", "inception_score", "classifier_score",
+         "log_prob", "log_likelihood"),
+        "higher",
+    ),
+    **dict.fromkeys(
+        ("w2", "energy", "npe", "frechet", "fid", "sfid", "kid", "nll", "kl", "bits_per_dimension", "solver_error",
+         "loss", "seconds_per_sample"),
+        "lower",
+    ),
+    **dict.fromkeys(("nfe", "path_energy", "transport_cost", "straightness", "lr"), "neither"),
+}  # fmt: skip
+"""By the beginning of a metric's name, for records that do not declare `higher_is_better`."""
+
+
+def better(cells: ReportCells, metric: str) -> Better:
+    """Which way a metric is better: by the records, or else by its name; unknown where neither says, or they differ."""
+    declared = {
+        c.record.higher_is_better[metric] for c in cells.all if metric in c.record.higher_is_better
+    }
+    if len(declared) > 1:
+        return "unknown"
+    if declared:
+        words: dict[bool | None, Better] = {True: "higher", False: "lower", None: "neither"}
+        return words[declared.pop()]
+    name = metric.rpartition("/")[2]  # val/loss
+    found = [known for known in KNOWN if re.match(rf"{known}(?![a-z0-9])", name)]
+    return KNOWN[max(found, key=len)] if found else "unknown"
 
 
 @dataclass(frozen=True)
@@ -30,11 +56,12 @@ class Column:
 
     at: Key
     metric: str
-    higher: bool = False
+    better: Better = "lower"
 
     @property
-    def neutral(self) -> bool:
-        return self.metric in NEUTRAL and not self.higher
+    def ranked(self) -> bool:
+        """True where it is known which of two scores is better."""
+        return self.better in ("higher", "lower")
 
 
 @dataclass(frozen=True)
@@ -84,7 +111,7 @@ class Table:
         They do where all of them exclude 0 after Holm's correction.
         """
         found = set()
-        for head in (h for h in self.heads if not h.neutral):
+        for head in (h for h in self.heads if h.ranked):
             for block in dict.fromkeys(map(self.block, self.keys)):
                 keys = [k for k in self.keys if self.block(k) == block and self.seeds(k, head)]
                 if len(keys) > 1 and (key := winner(self, keys, head)) is not None:
@@ -93,8 +120,8 @@ class Table:
 
 
 def winner(table: Table, keys: Sequence[Key], head: Column) -> Key | None:
-    """The best of some rows, if it is told from all others."""
-    sign = -1 if head.higher else 1
+    """The best of some rows, if it differs from all others."""
+    sign = -1 if head.better == "higher" else 1
     best = min(keys, key=lambda k: sign * Estimate.of(list(table.seeds(k, head).values())).mean)
     mine = table.seeds(best, head)
     tests = [paired(mine, table.seeds(k, head)) for k in keys if k != best]
@@ -109,11 +136,10 @@ def paired(mine: Seeds, others: Seeds) -> Estimate | None:
 
 
 def tabulate(
-    cells: Cells,
+    cells: ReportCells,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
-    higher: Sequence[str] = (),
 ) -> Table:
     """A table; by default each axis that differs is a row axis, and each score a column.
 
@@ -132,11 +158,8 @@ def tabulate(
             f"{cells.all[0].trained.run.path} has no scores in evaluation.json: it was trained without judges; "
             "name a column of metrics.csv with --metric, such as val/loss"
         )
-    heads = [
-        Column(at, name, name.startswith(HIGHER) or name in higher)
-        for at in cells.keys(across)
-        for name in names
-    ]
+    directions = {name: better(cells, name) for name in names}
+    heads = [Column(at, name, directions[name]) for at in cells.keys(across) for name in names]
     return Table(down, across, cells.keys(down), heads, by_seed(cells.all, down, across, heads))
 
 
@@ -144,7 +167,7 @@ class Unscored(ValueError):
     """No run has a score of the kind."""
 
 
-def require_fair(cells: Cells, axes: Sequence[str]) -> None:
+def require_fair(cells: ReportCells, axes: Sequence[str]) -> None:
     """Refuse a comparison of cells that differ in more than its axes.
 
     Raises:
@@ -160,12 +183,15 @@ def require_fair(cells: Cells, axes: Sequence[str]) -> None:
         )
 
 
-def values_of(cells: Cells, axis: str) -> str:
+def values_of(cells: ReportCells, axis: str) -> str:
     return ", ".join(called(v) for v in cells.along(axis)[:6])
 
 
 def by_seed(
-    cells: Iterable[Cell], rows: Sequence[str], columns: Sequence[str], heads: Sequence[Column]
+    cells: Iterable[ReportCell],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    heads: Sequence[Column],
 ) -> dict[tuple[Key, Column], Seeds]:
     """The scores of each entry.
 
@@ -176,7 +202,7 @@ def by_seed(
     for head in heads:
         at.setdefault(head.at, []).append(head)
     scores: dict[tuple[Key, Column], Seeds] = {}
-    first: dict[tuple[Key, Key, int], Cell] = {}
+    first: dict[tuple[Key, Key, int], ReportCell] = {}
     for cell in cells:
         key, place = cell.key(rows), cell.key(columns)
         other = first.setdefault((key, place, cell.seed), cell)
@@ -188,8 +214,8 @@ def by_seed(
     return scores
 
 
-def twice(one: Cell, other: Cell) -> str:
-    """Why two cells cannot both count."""
+def twice(one: ReportCell, other: ReportCell) -> str:
+    """The reason why two cells cannot both count."""
     a, b = one.trained.run.path, other.trained.run.path
     where = f"{a} and {b}" if a != b else f"{a}/evaluations"
     return (
@@ -198,7 +224,7 @@ def twice(one: Cell, other: Cell) -> str:
     )
 
 
-def aliased(cells: Cells, axes: Sequence[str]) -> list[str]:
+def confounded(cells: ReportCells, axes: Sequence[str]) -> list[str]:
     """Notes on options that never change alone, so that nothing tells which of them made a difference."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for axis in axes:
@@ -214,6 +240,17 @@ def aliased(cells: Cells, axes: Sequence[str]) -> list[str]:
         f"{', '.join(group)} change together: no row tells them apart, so a difference is confounded"
         for group in groups.values()
         if len(group) > 1
+    ]
+
+
+def unranked(table: Table) -> list[str]:
+    """A note on the metrics of which nothing says which scores are better."""
+    lost = dict.fromkeys(head.metric for head in table.heads if head.better == "unknown")
+    if not lost:
+        return []
+    return [
+        f"{', '.join(lost)}: nothing is bold, as no record declares whether higher is better, or the records differ "
+        "(a metric class declares it: higher_is_better)"
     ]
 
 
@@ -266,7 +303,7 @@ def differences(
     partner = {key: swapped(table.rows, key, baseline) for key in table.keys}
     others = [key for key in table.keys if partner[key] != key]
     found: dict[tuple[Key, Column], Difference] = {}
-    for head in (h for h in table.heads if not h.neutral):
+    for head in (h for h in table.heads if h.better != "neither"):
         pairs = {k: paired(table.seeds(k, head), table.seeds(partner[k], head)) for k in others}
         there = {k: e for k, e in pairs.items() if e}
         tested = [k for k, e in there.items() if e.n > 1]  # one seed is no test, and costs none

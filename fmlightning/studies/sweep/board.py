@@ -1,4 +1,4 @@
-"""What is going on, while it goes on: a table on a terminal, and lines elsewhere."""
+"""Progress of a sweep: a table on a terminal, and lines elsewhere."""
 
 import time
 from collections import Counter
@@ -14,7 +14,7 @@ from rich.text import Text
 from fmlightning.cli.argparser import console
 from fmlightning.runs.metrics_csv import last_step
 from fmlightning.studies.sweep.cost import cost, duration
-from fmlightning.studies.sweep.pool import Job, Pool
+from fmlightning.studies.sweep.pool import ActiveJob, Pool
 
 SECOND = 1.0
 
@@ -34,7 +34,7 @@ class LiveTable:
     stale: bool = True
     began: float = field(default_factory=time.monotonic)
 
-    def tell(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A cell has come further."""
         self.stale = True
         if self.live is None:
@@ -42,7 +42,7 @@ class LiveTable:
         else:
             self.live.console.print(line, highlight=False, markup=False)
 
-    def look(self, pool: Pool) -> None:
+    def refresh(self, pool: Pool) -> None:
         """Draw what is going on, once a second."""
         if self.live is None or time.monotonic() - self.drawn < SECOND:
             return
@@ -54,8 +54,10 @@ class LiveTable:
 
     def drawing(self, pool: Pool) -> Group:
         table = Table("running", "", "step", "for", box=None, padding=(0, 2, 0, 0))
-        for job in pool.running:
-            table.add_row(job.work.cell.label, job.step.name, progress(job), elapsed(job.began))
+        for active in pool.running:
+            table.add_row(
+                active.job.cell.label, active.step.name, progress(active), elapsed(active.began)
+            )
         counts = Counter(status.word for status in pool.journal.state.values())
         words = ", ".join(f"{n} {word}" for word, n in counts.items())
         left = "" if self.left is None else f"; about {duration(self.left / pool.jobs)} left"
@@ -72,11 +74,11 @@ def board(terminal: bool) -> Iterator[LiveTable]:
         yield LiveTable(live)
 
 
-def progress(job: Job) -> str:
-    if job.step.name != "training":
+def progress(active: ActiveJob) -> str:
+    if active.step.name != "training":
         return ""
-    steps = job.work.cell.max_steps
-    return f"{last_step(job.work.cell.run / 'metrics.csv')}{f' of {steps}' if steps > 0 else ''}"
+    steps = active.job.cell.max_steps
+    return f"{last_step(active.job.cell.run / 'metrics.csv')}{f' of {steps}' if steps > 0 else ''}"
 
 
 def elapsed(began: float) -> str:

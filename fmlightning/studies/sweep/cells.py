@@ -11,7 +11,7 @@ from fmlightning.studies.sweep.file import Sweep, same_label
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One training.
 
     Attributes:
@@ -20,7 +20,7 @@ class Cell:
         seed: of the run.
         run: its directory.
         max_steps: its length, -1 where only the clock or the epochs end it.
-        judges: those of its config.
+        metrics: those of its config.
     """
 
     axes: dict[str, Any]
@@ -28,11 +28,11 @@ class Cell:
     seed: int
     run: Path = Path()
     max_steps: int = -1
-    judges: tuple[Any, ...] = ()
+    metrics: tuple[Any, ...] = ()
 
     @property
     def combination(self) -> str:
-        """What it is, without the seed."""
+        """Its axes in words, without the seed."""
         return ", ".join(f"{name}={label}" for name, label in self.axes.items())
 
     @property
@@ -40,13 +40,13 @@ class Cell:
         return ", ".join(filter(None, (self.combination, f"seed={self.seed}")))
 
 
-def cells(sweep: Sweep) -> list[Cell]:
+def cells(sweep: Sweep) -> list[SweepCell]:
     """All cells that are not excluded, one seed after the other: a sweep that is stopped has whole comparisons.
 
     Raises:
         ValueError: none is left, or a rule excludes nothing.
     """
-    every = [Cell(*combined, seed) for seed in sweep.seeds for combined in combinations(sweep)]
+    every = [SweepCell(*combined, seed) for seed in sweep.seeds for combined in combinations(sweep)]
     for rule in sweep.exclude:
         if not any(excluded(cell, rule) for cell in every):
             raise ValueError(f"{sweep.path}: exclude: no cell is {rule}")
@@ -67,7 +67,7 @@ def combinations(sweep: Sweep) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
         yield labels, options
 
 
-def excluded(cell: Cell, rule: dict[str, list[Any]]) -> bool:
+def excluded(cell: SweepCell, rule: dict[str, list[Any]]) -> bool:
     labels = {**cell.axes, "seed": cell.seed}
     return all(
         any(same_label(labels[name], value) for value in values) for name, values in rule.items()
@@ -84,7 +84,7 @@ def fit_arguments(sweep: Sweep, options: dict[str, Any]) -> list[str]:
 
 
 def evaluate_arguments(sweep: Sweep) -> list[str]:
-    """What `fmlightning evaluate` is asked of each run."""
+    """The options of `fmlightning evaluate` for each run."""
     words = {
         k: json.dumps(v) if k in ("metrics", "grids") else listed(v)
         for k, v in sweep.evaluate.items()

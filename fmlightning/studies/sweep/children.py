@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 PRELOAD = ["fmlightning.cli.flow_cli", "fmlightning.studies.evaluate.scoring"]
-"""What the server loads; it computes nothing, so that there are no threads to lose in a fork."""
+"""Modules that the server loads; it computes nothing, so that there are no threads to lose in a fork."""
 
 
 class Child(Protocol):
@@ -76,7 +76,7 @@ class Forked:
 
 @contextmanager
 def environment(env: Mapping[str, str]) -> Iterator[None]:
-    """What is started meanwhile has this environment."""
+    """Give this environment to all that is started meanwhile."""
     before = dict(os.environ)
     try:
         replace(env)

@@ -22,7 +22,7 @@ from fmlightning.studies.sweep.status import Status
 from fmlightning.studies.sweep.wandb_file import export
 
 WAIT = 5.0
-"""Seconds between two looks at the queue."""
+"""Seconds between two polls of the queue."""
 
 DESCRIPTION = """Run the comparison that a file describes: the product of its axes and seeds.
 
@@ -54,10 +54,10 @@ def main(argv: list[str]) -> int:
     wanted = plan(sweep)
     if options.export:
         out = options.out or options.file.with_name(f"{options.file.stem}_wandb.yaml")
-        say_exported(export(sweep, out), sampled=bool(sweep.content.get("samples")))
+        print_exported(export(sweep, out), sampled=bool(sweep.content.get("samples")))
         return 0
     cluster = read_cluster(options.cluster) if options.launcher == "slurm" else None
-    journal = SweepState(wanted, {c.run: wanted.work(c).status() for c in wanted.cells})
+    journal = SweepState(wanted, {c.run: wanted.job(c).status() for c in wanted.cells})
     if options.dry_run:
         show_plan(wanted, journal, options.jobs, options.seconds_per_step)
         return 0
@@ -126,15 +126,15 @@ def seconds(text: str) -> float:
 def run(wanted: Plan, journal: SweepState, jobs: int) -> int:
     """Run what is missing, here, and return the exit status."""
     with board(sys.stdout.isatty()) as shown:
-        received = Pool(wanted, journal, jobs, shown.tell, shown.look).run()
-    unfinished = say_end(wanted, journal)
+        received = Pool(wanted, journal, jobs, shown.log, shown.refresh).run()
+    unfinished = print_end(wanted, journal)
     if received:
         print("stopped; to go on: the same command")
         return dict(EXIT_CODES).get(received, 128 + received)  # type: ignore[call-overload]
     return int(unfinished > 0)
 
 
-def say_end(wanted: Plan, journal: SweepState) -> int:
+def print_end(wanted: Plan, journal: SweepState) -> int:
     """Say how far all is, and list the cells that failed with their errors; returns how many are not finished."""
     words = [journal.state[cell.run].word for cell in wanted.cells]
     shown = ", ".join(f"{n} {word}" for word, n in Counter(words).items())
@@ -142,16 +142,16 @@ def say_end(wanted: Plan, journal: SweepState) -> int:
     for cell in wanted.cells:
         if journal.state[cell.run].word == "failed":
             print(
-                f"failed: {cell.label}: {journal.state[cell.run].why} (log: {wanted.work(cell).log})"
+                f"failed: {cell.label}: {journal.state[cell.run].why} (log: {wanted.job(cell).log})"
             )
     return len(words) - words.count("finished")
 
 
 def send(wanted: Plan, journal: SweepState, cluster: Cluster, wait: bool) -> int:
     """Send what is missing to the queue, and return the exit status."""
-    works = [wanted.work(cell, *cluster.devices) for cell in wanted.cells]
-    words = {w.cell.run: journal.state[w.cell.run].word for w in works}
-    left = [w for w in works if words[w.cell.run] != "finished"]
+    todo = [wanted.job(cell, *cluster.devices) for cell in wanted.cells]
+    words = {w.cell.run: journal.state[w.cell.run].word for w in todo}
+    left = [w for w in todo if words[w.cell.run] != "finished"]
     idle = [w for w in left if words[w.cell.run] != "running"]
     new = [w for w in idle if not queued(wanted, cluster, w)]
     if new:
@@ -159,20 +159,20 @@ def send(wanted: Plan, journal: SweepState, cluster: Cluster, wait: bool) -> int
         print(
             f"submitted {len(new)} jobs, from {numbers[str(new[0].cell.run)]} on; logs: {wanted.folder}/jobs"
         )
-    for work in idle:
-        journal.state[work.cell.run] = Status("queued")
+    for job in idle:
+        journal.state[job.cell.run] = Status("queued")
     journal.write()
     while wait and (left := [w for w in left if queued(wanted, cluster, w)]):
         time.sleep(WAIT)
-    for work in works:
-        if work not in left:
-            journal.state[work.cell.run] = work.status()
+    for job in todo:
+        if job not in left:
+            journal.state[job.cell.run] = job.status()
     journal.write()
-    say_end(wanted, journal)
+    print_end(wanted, journal)
     return int(any(status.word in ("failed", "interrupted") for status in journal.state.values()))
 
 
-def say_exported(files: list[Path], sampled: bool) -> None:
+def print_exported(files: list[Path], sampled: bool) -> None:
     print(f"written: {', '.join(map(str, files))}")
     print(f"  wandb sweep {files[0]}       then, on each machine: wandb agent SWEEP_ID")
     rest = (
@@ -208,7 +208,7 @@ def show_plan(wanted: Plan, journal: SweepState, jobs: int, seconds_per_step: fl
 
 
 def estimate(wanted: Plan, journal: SweepState, jobs: int, seconds_per_step: float | None) -> str:
-    """What is left, in words."""
+    """The remaining cost, in words."""
     left = cost(wanted, journal.state, seconds_per_step)
     parts = {"training": left.training, "evaluating": left.evaluating}
     words = [f"{name} {'unknown' if s is None else duration(s)}" for name, s in parts.items()]

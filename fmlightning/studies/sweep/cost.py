@@ -1,7 +1,7 @@
-r"""What the rest of a sweep is going to take, from the cells that are done.
+r"""The remaining cost of a sweep, from the cells that are done.
 
 A training takes its steps times the seconds a step took in finished cells of the same combination, or else in all
-finished cells; an evaluation takes what the others took. Where nothing is known, nothing is said.
+finished cells; an evaluation takes what the others took. Where nothing is known, there is no estimate.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from typing import Any
 
 from fmlightning.runs.checksum import recorded_step
 from fmlightning.runs.directory import Run, read_json
-from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.cells import SweepCell
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.status import Status, stamp
 
@@ -39,7 +39,7 @@ class Cost:
 
 
 def cost(plan: Plan, state: dict[Path, Status], seconds_per_step: float | None = None) -> Cost:
-    """What is left to be spent.
+    """Estimate the remaining seconds.
 
     Args:
         seconds_per_step: a rate to take instead of the measured one.
@@ -47,10 +47,12 @@ def cost(plan: Plan, state: dict[Path, Status], seconds_per_step: float | None =
     rates = {cell.run: rate for cell in plan.cells if (rate := step_seconds(Run(cell.run)))}
     scoring = [s for cell in plan.cells if (s := scoring_seconds(plan, cell))]
     left = [c for c in plan.cells if state[c.run].word != "finished"]
-    torn = {c.run for c in left if state[c.run].word == "torn"}  # trained again, from the start
-    done = finished(left) - torn
+    corrupt = {
+        c.run for c in left if state[c.run].word == "corrupt"
+    }  # trained again, from the start
+    done = finished(left) - corrupt
     training = [
-        seconds_left(c, 0 if c.run in torn else reached(c), plan, rates, seconds_per_step)
+        seconds_left(c, 0 if c.run in corrupt else reached(c), plan, rates, seconds_per_step)
         for c in left
         if c.run not in done
     ]
@@ -65,10 +67,10 @@ def total(parts: list[float | None]) -> float | None:
     return sum(known) if len(known) == len(parts) else None
 
 
-def finished(cells: list[Cell]) -> set[Path]:
+def finished(cells: list[SweepCell]) -> set[Path]:
     """The directories of those whose training is over."""
 
-    def over(cell: Cell) -> Iterator[Path]:
+    def over(cell: SweepCell) -> Iterator[Path]:
         with suppress(ValueError, OSError):
             if Run(cell.run).status == "finished":
                 yield cell.run
@@ -77,9 +79,9 @@ def finished(cells: list[Cell]) -> set[Path]:
 
 
 def seconds_left(
-    cell: Cell, step: int, plan: Plan, rates: dict[Path, float], given: float | None
+    cell: SweepCell, step: int, plan: Plan, rates: dict[Path, float], given: float | None
 ) -> float | None:
-    """Of one training that goes on from a step."""
+    """Seconds that a training still takes from a step on."""
     alike = [
         rates[c.run] for c in plan.cells if c.combination == cell.combination and c.run in rates
     ]
@@ -89,7 +91,7 @@ def seconds_left(
     return fmean(known) * max(0, cell.max_steps - step)
 
 
-def reached(cell: Cell) -> int:
+def reached(cell: SweepCell) -> int:
     """The step of the newest checkpoint."""
     with suppress(ValueError, OSError):
         newest = Run(cell.run).last_checkpoint
@@ -98,7 +100,7 @@ def reached(cell: Cell) -> int:
 
 
 def step_seconds(run: Run) -> float | None:
-    """How long a step of a finished run took, with its share of validation and scores."""
+    """Seconds that a step of a finished run took, with its share of validation and scores."""
     with suppress(ValueError, OSError, KeyError):
         found: dict[str, Any] = run.manifest
         steps = found["end_step"] - found.get("start_step", 0)
@@ -108,16 +110,16 @@ def step_seconds(run: Run) -> float | None:
     return None
 
 
-def scoring_seconds(plan: Plan, cell: Cell) -> float | None:
-    """How long the evaluation of a run took."""
+def scoring_seconds(plan: Plan, cell: SweepCell) -> float | None:
+    """Seconds that the evaluation of a run took."""
     with suppress(ValueError, OSError):
-        record = read_json(stamp(Run(cell.run), plan.asked(cell) or ()))
+        record = read_json(stamp(Run(cell.run), plan.requested(cell) or ()))
         return float(record["seconds"]) if "seconds" in record else None
     return None
 
 
 def duration(seconds: float) -> str:
-    """In the unit that reads best."""
+    """Seconds in the unit that reads best."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"

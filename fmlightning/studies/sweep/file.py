@@ -53,7 +53,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied, with its values."""
+    """An option or label that is varied, with its values."""
 
     name: str
     levels: tuple[Level, ...]
@@ -224,7 +224,7 @@ def name_for(label: Any, place: str) -> str:
 
 
 def same_label(one: Any, other: Any) -> bool:
-    """Whether two values of an axis are the same: a number that is a label of settings is text."""
+    """Compare two values of an axis: a number that is a label of settings is text."""
     return bool(one == other or str(one) == str(other))
 
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.cells import SweepCell
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.status import Status, write_whole
 
 
 @dataclass
 class SweepState:
-    """How far every cell of a plan is, on disk after each change.
+    """The state of every cell of a plan, on disk after each change.
 
     Attributes:
         state: by run directory.
@@ -20,7 +20,7 @@ class SweepState:
     plan: Plan
     state: dict[Path, Status] = field(default_factory=dict)
 
-    def note(self, cell: Cell, status: Status) -> None:
+    def note(self, cell: SweepCell, status: Status) -> None:
         """A cell has come to another state."""
         self.state[cell.run] = status
         self.write()
@@ -41,7 +41,7 @@ class SweepState:
             "cells": [self.row(cell) for cell in self.plan.cells],
         }
 
-    def row(self, cell: Cell) -> dict[str, Any]:
+    def row(self, cell: SweepCell) -> dict[str, Any]:
         status = self.state[cell.run]
         return {
             "run": str(cell.run),
@@ -49,7 +49,7 @@ class SweepState:
             "options": cell.options,
             "seed": cell.seed,
             "status": status.word,
-            "error": status.why if status.word in ("failed", "torn") else "",
+            "error": status.why if status.word in ("failed", "corrupt") else "",
         }
 
 

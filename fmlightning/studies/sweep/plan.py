@@ -1,4 +1,4 @@
-"""What a sweep is going to do: its cells with their run directories, found by one child process."""
+"""The plan of a sweep: its cells with their run directories, found by one child process."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from typing import Any, TypedDict
 
 from fmlightning.cli.allowed import named
 from fmlightning.runs.directory import Run, runs_root
-from fmlightning.studies.sweep.cells import Cell, cells, evaluate_arguments, fit_arguments
+from fmlightning.studies.sweep.cells import SweepCell, cells, evaluate_arguments, fit_arguments
 from fmlightning.studies.sweep.file import Sweep
-from fmlightning.studies.sweep.work import Work
+from fmlightning.studies.sweep.job import Job
 
 
 class Request(TypedDict):
-    """What the child is asked; its answer has `gpus`, `scores`, `cells`, and `error` where it stopped at one."""
+    """Request to the child; its answer has `gpus`, `scores`, `cells`, and `error` where it stopped at one."""
 
     combinations: list[list[str]]
     seeds: list[int]
@@ -38,34 +38,34 @@ class Plan:
     """
 
     sweep: Sweep
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepCell, ...]
     evaluate: tuple[str, ...] | None
     scores: int
     gpus: int
 
     @property
     def folder(self) -> Path:
-        """Where the runs lie."""
+        """The directory of the runs."""
         return runs_root() / self.sweep.name
 
-    def work(self, cell: Cell, *share: str) -> Work:
-        """The commands of a cell; `share` is what its training is told of the machine."""
+    def job(self, cell: SweepCell, *share: str) -> Job:
+        """The commands of a cell; `share` names its part of the machine, for its training."""
         arguments = [*fit_arguments(self.sweep, cell.options), *share]
-        return Work(
+        return Job(
             cell,
             command("fit", *arguments, f"--seed_everything={cell.seed}"),
-            command("evaluate", str(cell.run), *(self.asked(cell) or ())),
-            self.asked(cell),
+            command("evaluate", str(cell.run), *(self.requested(cell) or ())),
+            self.requested(cell),
             self.folder / "logs" / f"{cell.run.name}.log",
         )
 
-    def asked(self, cell: Cell) -> tuple[str, ...] | None:
-        """The arguments of evaluate for one run, with its judges where it was trained under others."""
-        if self.evaluate is None or "metrics" in self.sweep.evaluate or not cell.judges:
+    def requested(self, cell: SweepCell) -> tuple[str, ...] | None:
+        """The arguments of evaluate for one run, with its metrics where it was trained under others."""
+        if self.evaluate is None or "metrics" in self.sweep.evaluate or not cell.metrics:
             return self.evaluate
         with suppress(ValueError, OSError):
-            if (Run(cell.run).config.get("evaluation") or {}).get("metrics") != list(cell.judges):
-                return (*self.evaluate, f"--metrics={json.dumps(cell.judges)}")
+            if (Run(cell.run).config.get("evaluation") or {}).get("metrics") != list(cell.metrics):
+                return (*self.evaluate, f"--metrics={json.dumps(cell.metrics)}")
         return self.evaluate
 
 
@@ -84,7 +84,7 @@ def plan(sweep: Sweep) -> Plan:
     wanted = cells(sweep)
     distinct = {cell.combination: cell for cell in wanted}
     evaluate = evaluate_arguments(sweep) if sweep.evaluate else None
-    answer = ask(
+    answer = resolve_in_child(
         {
             "combinations": [fit_arguments(sweep, cell.options) for cell in distinct.values()],
             "seeds": list(sweep.seeds),
@@ -101,16 +101,16 @@ def plan(sweep: Sweep) -> Plan:
             cell,
             run=Path(found[cell.combination]["runs"][sweep.seeds.index(cell.seed)]),
             max_steps=found[cell.combination]["max_steps"],
-            judges=tuple(found[cell.combination]["judges"]),
+            metrics=tuple(found[cell.combination]["metrics"]),
         )
         for cell in wanted
     ]
     require_distinct(sweep, placed_cells)
-    asked = None if evaluate is None else tuple(evaluate)
-    return Plan(sweep, tuple(placed_cells), asked, answer["scores"], answer["gpus"])
+    requested = None if evaluate is None else tuple(evaluate)
+    return Plan(sweep, tuple(placed_cells), requested, answer["scores"], answer["gpus"])
 
 
-def placed(error: str, sweep: Sweep, cell: Cell) -> str:
+def placed(error: str, sweep: Sweep, cell: SweepCell) -> str:
     """An error with the place in the file that it is about."""
     for axis in sweep.axes:
         for option in {option for level in axis.levels for option in level.options}:
@@ -127,9 +127,9 @@ def mentions(error: str, option: str) -> bool:
     return bool(re.search(rf"(?<![\w.]){re.escape(option)}(?!\w)", error))
 
 
-def require_distinct(sweep: Sweep, cells: Sequence[Cell]) -> None:
+def require_distinct(sweep: Sweep, cells: Sequence[SweepCell]) -> None:
     """Refuse two cells that are one training."""
-    seen: dict[Path, Cell] = {}
+    seen: dict[Path, SweepCell] = {}
     for cell in cells:
         other = seen.setdefault(cell.run, cell)
         if other is not cell:
@@ -139,7 +139,7 @@ def require_distinct(sweep: Sweep, cells: Sequence[Cell]) -> None:
             )
 
 
-def ask(request: Request) -> dict[str, Any]:
+def resolve_in_child(request: Request) -> dict[str, Any]:
     """Start the child, and read its answer."""
     child = subprocess.run(
         [sys.executable, "-m", "fmlightning.studies.sweep.resolve"],

@@ -10,26 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.cells import SweepCell
 from fmlightning.studies.sweep.children import Child, start
+from fmlightning.studies.sweep.job import Job, Step
 from fmlightning.studies.sweep.journal import SweepState
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.status import Status
-from fmlightning.studies.sweep.work import Step, Work
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-LOOK = 0.2
-"""Seconds between two looks at the children."""
+POLL = 0.2
+"""Seconds between two polls of the children."""
 
 PATIENCE = 600.0
 """Seconds that a child has to end after TERM: one step with its validation and a checkpoint."""
 
 
 @dataclass
-class Job:
+class ActiveJob:
     """A cell at work in a slot."""
 
-    work: Work
+    job: Job
     slot: int
     step: Step
     process: Child
@@ -42,30 +42,30 @@ class Pool:
 
     Attributes:
         jobs: how many at a time.
-        tell: called with a line whenever a cell has come further.
-        look: called again and again, to draw what is going on.
+        log: called with a line whenever a cell has come further.
+        refresh: called again and again, to draw what is going on.
     """
 
     plan: Plan
     journal: SweepState
     jobs: int
-    tell: Callable[[str], None] = print
-    look: Callable[["Pool"], None] = lambda pool: None
-    running: list[Job] = field(default_factory=list)
-    waiting: list[Work] = field(default_factory=list)
-    told: set[Path] = field(default_factory=set)
+    log: Callable[[str], None] = print
+    refresh: Callable[["Pool"], None] = lambda pool: None
+    running: list[ActiveJob] = field(default_factory=list)
+    waiting: list[Job] = field(default_factory=list)
+    reported: set[Path] = field(default_factory=set)
     received: int = 0
 
     def run(self) -> int:
         """Bring every cell as far as it gets; returns the signal that stopped it, or 0."""
         missing = [c for c in self.plan.cells if self.journal.state[c.run].word != "finished"]
-        self.waiting = [self.plan.work(cell) for cell in missing]
+        self.waiting = [self.plan.job(cell) for cell in missing]
         with self.listening():
             try:
                 while (self.waiting or self.running) and not self.received:
                     self.fill()
-                    self.look(self)
-                    time.sleep(LOOK)
+                    self.refresh(self)
+                    time.sleep(POLL)
                     self.collect()
             finally:
                 self.stop()
@@ -73,60 +73,60 @@ class Pool:
 
     def fill(self) -> None:
         """Start cells in free slots, but none that another process trains."""
-        for work in list(self.waiting):
-            free = set(range(self.jobs)) - {job.slot for job in self.running}
+        for job in list(self.waiting):
+            free = set(range(self.jobs)) - {active.slot for active in self.running}
             if not free or self.received:
                 return
-            found = work.status()
+            found = job.status()
             if found.word == "running":
-                self.elsewhere(work.cell, found)
+                self.elsewhere(job.cell, found)
                 continue
-            self.waiting.remove(work)
-            if step := work.next(found):
-                self.start(work, min(free), step)
+            self.waiting.remove(job)
+            if step := job.next(found):
+                self.start(job, min(free), step)
             else:  # another process has finished it
-                self.change(work.cell, found)
+                self.change(job.cell, found)
 
-    def elsewhere(self, cell: Cell, found: Status) -> None:
-        if cell.run not in self.told:
-            self.told.add(cell.run)
+    def elsewhere(self, cell: SweepCell, found: Status) -> None:
+        if cell.run not in self.reported:
+            self.reported.add(cell.run)
             self.journal.note(cell, found)
-            self.tell(f"trained by {found.why}, so this waits for it: {cell.label}")
+            self.log(f"trained by {found.why}, so this waits for it: {cell.label}")
 
-    def start(self, work: Work, slot: int, step: Step) -> None:
-        work.head_log(step)
+    def start(self, job: Job, slot: int, step: Step) -> None:
+        job.head_log(step)
         env = environment(slot, self.jobs, self.plan.gpus)
-        process = start(step.command, work.log, env, fork=not self.plan.gpus)
-        self.running.append(Job(work, slot, step, process))
-        self.journal.note(work.cell, Status(step.name))
+        process = start(step.command, job.log, env, fork=not self.plan.gpus)
+        self.running.append(ActiveJob(job, slot, step, process))
+        self.journal.note(job.cell, Status(step.name))
 
     def collect(self) -> None:
-        """See which children have ended, and go on with their cells."""
-        for job in list(self.running):
-            if job.process.poll() is not None:
-                self.running.remove(job)
-                self.ended(job)
+        """Collect the children that have ended, and go on with their cells."""
+        for active in list(self.running):
+            if active.process.poll() is not None:
+                self.running.remove(active)
+                self.ended(active)
 
-    def ended(self, job: Job) -> None:
-        work, code, seconds = job.work, job.process.wait(), time.monotonic() - job.began
-        if code and self.received:  # it was told to
-            return self.change(work.cell, Status("interrupted"))
-        found = work.after(job.step, code, seconds)
+    def ended(self, active: ActiveJob) -> None:
+        job, code, seconds = active.job, active.process.wait(), time.monotonic() - active.began
+        if code and self.received:  # it was signalled to
+            return self.change(job.cell, Status("interrupted"))
+        found = job.after(active.step, code, seconds)
         if found.word == "running":
-            self.waiting.append(work)
-            self.elsewhere(work.cell, found)
-        elif found.word == "trained" and not self.received and (step := work.next(found)):
-            self.tell(f"trained in {seconds:.0f} s: {work.cell.label}")
-            self.start(work, job.slot, step)
+            self.waiting.append(job)
+            self.elsewhere(job.cell, found)
+        elif found.word == "trained" and not self.received and (step := job.next(found)):
+            self.log(f"trained in {seconds:.0f} s: {job.cell.label}")
+            self.start(job, active.slot, step)
         else:
-            self.change(work.cell, found)
+            self.change(job.cell, found)
 
-    def change(self, cell: Cell, found: Status) -> None:
+    def change(self, cell: SweepCell, found: Status) -> None:
         """A cell has come as far as it gets now."""
         self.journal.note(cell, found)
         done = len(self.plan.cells) - len(self.waiting) - len(self.running)
         why = f": {found.why}" if found.why else ""
-        self.tell(f"[{done}/{len(self.plan.cells)}] {found.word}: {cell.label}: {cell.run}{why}")
+        self.log(f"[{done}/{len(self.plan.cells)}] {found.word}: {cell.label}: {cell.run}{why}")
 
     # -- signals ------------------------------------------------------------------------------------
 
@@ -145,29 +145,29 @@ class Pool:
     def take(self, signum: int, frame: FrameType | None) -> None:
         """Note a signal; a second one does not wait for the children."""
         if self.received:
-            for job in self.running:
-                kill(job)
+            for active in self.running:
+                kill(active)
         self.received = signum
 
     def stop(self) -> None:
         """Let the children save and end."""
         if self.running:
-            self.tell(f"stopping {len(self.running)} cells; again to stop them at once")
-        for job in self.running:
-            job.process.terminate()
-        for job in list(self.running):
+            self.log(f"stopping {len(self.running)} cells; again to stop them at once")
+        for active in self.running:
+            active.process.terminate()
+        for active in list(self.running):
             try:
-                job.process.wait(PATIENCE)
+                active.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                kill(job)
-                job.process.wait()
+                kill(active)
+                active.process.wait()
         self.collect()
 
 
-def kill(job: Job) -> None:
+def kill(active: ActiveJob) -> None:
     """End a child and what it started."""
     with suppress(ProcessLookupError):
-        os.killpg(job.process.pid, signal.SIGKILL)
+        os.killpg(active.process.pid, signal.SIGKILL)
 
 
 def environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:

@@ -29,10 +29,10 @@ from fmlightning.studies.evaluate.scoring import instantiate_metrics, plain
 from fmlightning.studies.sweep.plan import Request
 
 LARGE = 50_000_000
-"""Parameters of a network that is not built for a look at it alone."""
+"""Parameters of a network that is not built to be checked alone."""
 
 
-class LoaderOptions(FlowCLI):
+class ConfigOnlyCLI(FlowCLI):
     """The command line of `fit`, as far as its resolved config."""
 
     def before_instantiate_classes(self) -> None:
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """What is asked, as far as nothing is wrong."""
+    """Answer a request, as far as nothing is wrong."""
     found: dict[str, Any] = {"gpus": torch.cuda.device_count(), "scores": 0, "cells": []}
     with quiet(), allowing(request["allow"]):
         try:
@@ -83,11 +83,11 @@ def evaluation(arguments: list[str]) -> tuple[Any, int]:
 
 def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
     """For each combination of the axes its length, and its directory for each seed."""
-    reading: LoaderOptions | None = None
+    reading: ConfigOnlyCLI | None = None
     for arguments in request["combinations"]:
         words = ["fit", *arguments]
         if reading is None:
-            reading = LoaderOptions(words)
+            reading = ConfigOnlyCLI(words)
         else:
             reading.parse_arguments(reading.parser, words)
             reading.resolve()
@@ -127,7 +127,7 @@ def check_built(config: dict[str, Any]) -> FlowData | None:
 
 
 def is_large(config: dict[str, Any]) -> bool:
-    """Whether the weights take seconds and gigabytes to build, as far as a device without numbers tells."""
+    """Estimate on the meta device whether the weights take seconds and gigabytes to build."""
     with suppress(Exception), torch.device("meta"):
         return parameter_count(instantiate_model(config).network) > LARGE
     return False
@@ -135,8 +135,8 @@ def is_large(config: dict[str, Any]) -> bool:
 
 def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) -> None:
     """Refuse an evaluation that could only fail after training."""
-    asked = plain(options.metrics or (config.get("evaluation") or {}).get("metrics") or [])
-    if not asked:
+    requested = plain(options.metrics or (config.get("evaluation") or {}).get("metrics") or [])
+    if not requested:
         raise ValueError(
             "evaluate: there is no metric: set evaluation.metrics in the config, or evaluate.metrics here"
         )
@@ -147,13 +147,13 @@ def check_scored(config: dict[str, Any], options: Any, data: FlowData | None) ->
             f"evaluate.guidance.scale: {options.guidance.scale} needs a model that was trained without labels too: "
             "model.class_dropout_prob > 0"
         )
-    judges = []
+    metrics = []
     with suppress(ValueError):  # the weights they need may be where the scoring will be
-        judges = instantiate_metrics(asked)
+        metrics = instantiate_metrics(requested)
     with suppress(OSError):
         if data is not None:
             try:
-                check_metrics(judges, data)
+                check_metrics(metrics, data)
             except ValueError as error:
                 raise ValueError(f"evaluate: {error}") from error
 

@@ -22,8 +22,8 @@ SAMPLING = ("n", "method", "seed")
 METHODS = ("sobol", "random")
 BITS = 30
 
-Law = Callable[[float, float, float], float]
-LAWS: dict[str, Law] = {
+InverseCDF = Callable[[float, float, float], float]
+DISTRIBUTIONS: dict[str, InverseCDF] = {
     "uniform": lambda a, b, u: a + (b - a) * u,
     "log_uniform": lambda a, b, u: a * (b / a) ** u,
     "integers": lambda a, b, u: a + math.floor((b - a + 1) * u),
@@ -43,21 +43,27 @@ def sampled(content: dict[str, Any]) -> list[dict[str, Any]]:
         raise ValueError(f"samples.method: {method} must be one of {', '.join(METHODS)}")
     if type(seed) is not int:
         raise ValueError(f"samples.seed: {seed} must be a whole number")
-    laws = {option: law(option, spec) for option, spec in content.items() if option not in SAMPLING}
-    if not laws:
+    distributions = {
+        option: distribution(option, spec)
+        for option, spec in content.items()
+        if option not in SAMPLING
+    }
+    if not distributions:
         raise ValueError(
             "samples: names no option; such as model.optimizer.lr: {log_uniform: [1.0e-4, 1.0e-2]}"
         )
-    numbers = {"sobol": sobol, "random": random}[method](list(laws), n, seed)
-    return [{o: laws[o](u) for o, u in zip(laws, row, strict=True)} for row in numbers]
+    numbers = {"sobol": sobol, "random": random}[method](list(distributions), n, seed)
+    return [
+        {o: distributions[o](u) for o, u in zip(distributions, row, strict=True)} for row in numbers
+    ]
 
 
-def law(option: str, spec: Any) -> Callable[[float], float | int]:
+def distribution(option: str, spec: Any) -> Callable[[float], float | int]:
     """A distribution of the file, as a function of u in (0, 1)."""
     place = f"samples.{option}"
     kind = next(iter(spec), None) if isinstance(spec, dict) and len(spec) == 1 else None
-    if kind not in LAWS:
-        raise ValueError(f"{place}: {spec} must be {{{' | '.join(LAWS)}: [low, high]}}")
+    if kind not in DISTRIBUTIONS:
+        raise ValueError(f"{place}: {spec} must be {{{' | '.join(DISTRIBUTIONS)}: [low, high]}}")
     ends = spec[kind]
     if not (
         isinstance(ends, list) and len(ends) == 2 and all(type(e) in (int, float) for e in ends)
@@ -71,9 +77,9 @@ def law(option: str, spec: Any) -> Callable[[float], float | int]:
     if kind == "integers":
         if type(low) is not int or type(high) is not int:
             raise ValueError(f"{place}.{kind}: {ends} must be whole numbers")
-        return lambda u: int(LAWS["integers"](low, high, u))
+        return lambda u: int(DISTRIBUTIONS["integers"](low, high, u))
     # six digits: what is printed is what is run, on any machine
-    return lambda u: float(f"{LAWS[kind](low, high, u):.6g}")
+    return lambda u: float(f"{DISTRIBUTIONS[kind](low, high, u):.6g}")
 
 
 def word(seed: int, *names: int | str) -> int:

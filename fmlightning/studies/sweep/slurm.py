@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, Any
 from fmlightning.cli.config_files import read
 from fmlightning.runs.directory import read_json
 from fmlightning.studies.sweep.file import require_known
+from fmlightning.studies.sweep.job import Job, Step
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.status import write_whole
-from fmlightning.studies.sweep.work import Step, Work
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
     from submitit.helpers import DelayedSubmission
 
-LOOK = 0.2
-"""Seconds between two looks at the child."""
+POLL = 0.2
+"""Seconds between two polls of the child."""
 
 TIMEOUTS = 1000
-"""How often a job may run into its time limit; submitit's three are too few for a long training."""
+"""Number of times that a job may run into its time limit; submitit's three are too few for a long training."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the jobs go, and what each of them gets.
+    """Queue and resources of the jobs.
 
     Attributes:
         cluster: slurm, or local to run the jobs on this machine.
@@ -62,7 +62,7 @@ class Cluster:
     setup: tuple[str, ...] = ()
 
     def parameters(self) -> dict[str, Any]:
-        """In submitit's words."""
+        """The settings by submitit's names."""
         shared: dict[str, Any] = {
             "timeout_min": self.time,
             "nodes": self.nodes,
@@ -86,7 +86,7 @@ class Cluster:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """What a training is told of its share."""
+        """Options of a training for its share."""
         devices = max(1, self.gpus_per_node)
         return (f"--trainer.devices={devices}", f"--trainer.num_nodes={self.nodes}")
 
@@ -139,39 +139,39 @@ def require_type(name: str, value: Any) -> None:
 
 @dataclass
 class Task:
-    """What a job does: a cell, from where it is to its end."""
+    """The task of a job: a cell, from where it is to its end."""
 
-    work: Work
+    job: Job
     process: "subprocess.Popen[bytes] | None" = None
 
     def __call__(self) -> str:
         """Run step after step; returns the status in which the cell is left."""
         if rank():  # trains with the first process of the job, which then goes on alone
-            if not self.work.trained:
-                self.run(Step("training", (*self.work.fit, "--ckpt_path=auto")))
+            if not self.job.trained:
+                self.run(Step("training", (*self.job.fit, "--ckpt_path=auto")))
             return "helped"
-        found = self.work.status()
-        while step := self.work.next(found):
+        found = self.job.status()
+        while step := self.job.next(found):
             began = time.monotonic()
             code = self.run(step)
-            found = self.work.after(step, code, time.monotonic() - began)
+            found = self.job.after(step, code, time.monotonic() - began)
             if found.word in (
                 "failed",
                 "interrupted",
-            ):  # an interrupted one was told to stop for good
+            ):  # an interrupted one was signalled to stop for good
                 break
         return found.word
 
     def run(self, step: Step) -> int:
-        self.work.head_log(step)
-        with self.work.log.open("ab") as file:
+        self.job.head_log(step)
+        with self.job.log.open("ab") as file:
             self.process = subprocess.Popen(
                 step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
         while (
             code := self.process.poll()
         ) is None:  # `wait` would hold a lock while a signal comes
-            time.sleep(LOOK)
+            time.sleep(POLL)
         return code
 
     def checkpoint(self) -> "DelayedSubmission":
@@ -182,23 +182,23 @@ class Task:
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.process.pid, signal.SIGUSR1)
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Task(self.work))
+        return DelayedSubmission(Task(self.job))
 
 
 def rank() -> int:
-    """Of this process in its job."""
+    """Number of this process in its job."""
     return int(os.environ.get("SLURM_PROCID", 0))
 
 
 # -- the queue ----------------------------------------------------------------------------------------
 
 
-def submit(plan: Plan, works: Sequence[Work], cluster: Cluster) -> dict[str, str]:
+def submit(plan: Plan, todo: Sequence[Job], cluster: Cluster) -> dict[str, str]:
     """Send cells as one array; returns the number of the job by run directory, of earlier ones too."""
     sender = executor(plan, cluster)
     with apart(sender.folder / "local.log") if cluster.cluster == "local" else nullcontext():
-        jobs = sender.submit_array([Task(work) for work in works])
-    numbers = {str(w.cell.run): str(job.job_id) for w, job in zip(works, jobs, strict=True)}
+        jobs = sender.submit_array([Task(job) for job in todo])
+    numbers = {str(w.cell.run): str(job.job_id) for w, job in zip(todo, jobs, strict=True)}
     known = submitted(plan) | numbers
     write_whole(plan.folder / "jobs" / "submitted.json", known)
     return known
@@ -252,9 +252,9 @@ def submitted(plan: Plan) -> dict[str, str]:
     }
 
 
-def queued(plan: Plan, cluster: Cluster, work: Work) -> bool:
-    """Whether a job for a cell waits or runs."""
-    number = submitted(plan).get(str(work.cell.run))
+def queued(plan: Plan, cluster: Cluster, job: Job) -> bool:
+    """Check whether a job for a cell waits or runs."""
+    number = submitted(plan).get(str(job.cell.run))
     if number is None:
         return False
     if cluster.cluster == "local":
@@ -265,7 +265,7 @@ def queued(plan: Plan, cluster: Cluster, work: Work) -> bool:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of this machine runs, and is not only waiting to be collected."""
+    """Check that a process of this machine runs, and is not only waiting to be collected."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

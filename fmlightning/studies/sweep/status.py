@@ -1,10 +1,10 @@
-"""How far a cell is: read from its run directory, whoever trained it.
+"""The state of a cell, read from its run directory, whoever trained it.
 
 waiting      nothing is there
 running      a process that is alive trains it
 interrupted  it was stopped or killed, and goes on from its checkpoint
-torn         what is there cannot be gone on from, and is kept aside
-trained      what it was asked of evaluate is missing, in part at least
+corrupt      what is there cannot be gone on from, and is kept aside
+trained      scores that were requested of evaluate are missing, in part at least
 finished     all is there
 failed       its training, or a part of its evaluation, ended with an error
 """
@@ -20,31 +20,31 @@ from fmlightning.runs.checksum import recorded_digest
 from fmlightning.runs.directory import Run, read_json
 from fmlightning.runs.files import write_text
 from fmlightning.runs.lock import owner
-from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.cells import SweepCell
 
 
 @dataclass(frozen=True)
 class Status:
-    """One of the words above, and what is to be said of it."""
+    """One of the words above, with its explanation."""
 
     word: str
     why: str = ""
 
     @property
     def resume(self) -> list[str]:
-        """How `fit` goes on."""
-        return ["--rerun=true"] if self.word == "torn" else ["--ckpt_path=auto"]
+        """The options with which `fit` goes on."""
+        return ["--rerun=true"] if self.word == "corrupt" else ["--ckpt_path=auto"]
 
 
-def status(cell: Cell, evaluate: Sequence[str] | None) -> Status:
-    """How far a cell is."""
+def status(cell: SweepCell, evaluate: Sequence[str] | None) -> Status:
+    """The state of a cell."""
     run = Run(cell.run)
     if who := owner(run.path):
         return Status("running", who)
     try:
         found, error = run.status, str(run.manifest.get("error", ""))
     except (ValueError, OSError) as damage:
-        return Status("torn", str(damage))
+        return Status("corrupt", str(damage))
     if found == "new":
         return Status("waiting")
     if found == "finished" and evaluate is None:
@@ -52,13 +52,13 @@ def status(cell: Cell, evaluate: Sequence[str] | None) -> Status:
     scores = scored(run, evaluate or ()) if found == "finished" and run.last_checkpoint else None
     if scores and scores.word == "finished":  # and its weights are not needed again
         return scores
-    if torn := broken(run, found == "finished"):
-        return Status("torn", torn)
+    if corrupt := broken(run, found == "finished"):
+        return Status("corrupt", corrupt)
     return scores or Status(*(("failed", error) if found == "failed" else ("interrupted",)))
 
 
 def broken(run: Run, finished: bool) -> str | None:
-    """Why a run cannot be used: it has checkpoints and none is whole, or has finished and its newest is not."""
+    """Name why a run cannot be used: it has checkpoints and none is whole, or has finished and its newest is not."""
     if not run.checkpoints:
         return f"{run.path} has finished and has no checkpoint" if finished else None
     try:
@@ -72,13 +72,14 @@ def broken(run: Run, finished: bool) -> str | None:
 
 
 def stamp(run: Run, evaluate: Sequence[str]) -> Path:
-    """The file that says what came of a command of evaluate."""
+    """The file with the outcome of a command of evaluate; of an older sweep its asked-*.json."""
     digest = sha256(json.dumps(list(evaluate)).encode()).hexdigest()[:8]
-    return run.path / "evaluations" / f"asked-{digest}.json"
+    old, new = (run.path / "evaluations" / f"{word}-{digest}.json" for word in ("asked", "request"))
+    return old if old.is_file() and not new.is_file() else new
 
 
 def scored(run: Run, evaluate: Sequence[str]) -> Status:
-    """Whether every evaluation cell is there, of the checkpoint that is there."""
+    """Check that every evaluation cell is there, of the checkpoint that is there."""
     try:
         record = read_json(stamp(run, evaluate))
     except (ValueError, OSError):

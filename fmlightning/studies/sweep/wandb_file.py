@@ -19,7 +19,7 @@ from fmlightning.studies.sweep.cells import cells, fit_arguments, shown
 from fmlightning.studies.sweep.file import Axis, Sweep
 from fmlightning.studies.sweep.samples import SAMPLING
 
-DISTRIBUTIONS = {
+WANDB_DISTRIBUTIONS = {
     "uniform": "uniform",
     "log_uniform": "log_uniform_values",
     "integers": "int_uniform",
@@ -50,7 +50,7 @@ def export(sweep: Sweep, out: Path) -> list[Path]:
 
 
 def method(sweep: Sweep) -> dict[str, Any]:
-    """How W&B goes through the cells, and where it stops: a grid has an end of its own."""
+    """Order and number of W&B's cells: a grid has an end of its own."""
     if not sweep.content.get("samples"):
         return {"method": "grid"}
     return {"method": "random", "run_cap": len(cells(sweep))}
@@ -62,7 +62,7 @@ def listed(sweep: Sweep) -> tuple[Axis, ...]:
 
 
 def together(axis: Axis) -> bool:
-    """Whether the values of an axis set something else than the option it is named after."""
+    """Check whether the values of an axis set something else than the option it is named after."""
     return any(set(level.options) != {axis.name} for level in axis.levels)
 
 
@@ -88,10 +88,10 @@ def parameters(sweep: Sweep, files: Sequence[Path]) -> dict[str, Any]:
     for axis in listed(sweep):
         if not together(axis):
             found[axis.name] = {"values": [word(level.options[axis.name]) for level in axis.levels]}
-    for option, law in (sweep.content.get("samples") or {}).items():
+    for option, distribution in (sweep.content.get("samples") or {}).items():
         if option not in SAMPLING:
-            kind, (low, high) = next(iter(law.items()))
-            found[option] = {"distribution": DISTRIBUTIONS[kind], "min": low, "max": high}
+            kind, (low, high) = next(iter(distribution.items()))
+            found[option] = {"distribution": WANDB_DISTRIBUTIONS[kind], "min": low, "max": high}
     return found | {"seed_everything": {"values": list(sweep.seeds)}}
 
 
@@ -101,6 +101,6 @@ def word(value: Any) -> Any:
 
 
 def command(sweep: Sweep) -> list[str]:
-    """What an agent starts: a training that scores its model at the end."""
+    """The command that an agent starts: a training that scores its model at the end."""
     words = [*fit_arguments(sweep, {}), "--evaluation.at_end=true", "--ckpt_path=auto"]
     return ["${env}", "fmlightning", "fit", *words, "${args}"]

@@ -24,6 +24,7 @@ from fmlightning.metrics.metric import FlowMetric
 from fmlightning.runs.files import write_text
 from fmlightning.training.callbacks.periodic import Periodic
 from fmlightning.training.ema.callback import evaluation_weights
+from fmlightning.training.lightning.shutdown import stop_if_signalled
 from fmlightning.training.module import FlowMatching
 
 

@@ -38,15 +38,23 @@ def manifest(seed: int, status: str = "finished", **more) -> dict:
 
 
 def write_run(
-    folder: Path, seed: int, scores: dict | None = None, *, status="finished", steps=(), **changes
+    folder: Path,
+    seed: int,
+    scores: dict | None = None,
+    *,
+    status="finished",
+    steps=(),
+    higher: dict | None = None,
+    **changes,
 ) -> Path:
-    """A run with its final scores, and rows of metrics.csv as (step, train/loss)."""
+    """A run with its final scores, which of them are better, and rows of metrics.csv as (step, train/loss)."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config(seed, **changes), sort_keys=False))
     (folder / "manifest.json").write_text(json.dumps(manifest(seed, status)))
     if scores is not None:
         record = {"step": 100, "solver": SOLVER.format("heun2", 50, "UniformGrid()")}
         metrics = {**scores, "nfe": 100.0}
+        record |= {"higher_is_better": higher} if higher else {}
         (folder / "evaluation.json").write_text(json.dumps({**record, "metrics": metrics}))
     if steps:
         rows = "".join(f"{step},{loss}\n" for step, loss in steps)

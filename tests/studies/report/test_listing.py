@@ -66,15 +66,15 @@ def test_a_list_refuses_what_no_run_has(fmlightning, runs, option, words):
 
 @pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "evaluation.json"])
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\x00", b"[1]"], ids=["empty", "torn", "bytes", "list"]
+    "content", [b"", b"{", b"\xff\x00", b"[1]"], ids=["empty", "corrupt", "bytes", "list"]
 )
-def test_a_torn_run_is_listed_with_what_is_wrong(fmlightning, runs, name, content):
+def test_a_corrupt_run_is_listed_with_what_is_wrong(fmlightning, runs, name, content):
     (runs / "b" / name).write_bytes(content)
     status, shown = fmlightning("ls", runs)
     assert status == 0
     assert order(shown) == "abcd"
-    torn = "torn" in shown
-    assert torn
+    corrupt = "corrupt" in shown
+    assert corrupt
     assert name in shown
 
 
@@ -104,13 +104,13 @@ def test_a_page_of_a_run(fmlightning, runs):
     (run / "manifest.json").write_text(json.dumps(content))
     write_cell(run, "euler", 4, {"w2": 0.5})
     write_cell(run, "heun2", 8, {"w2": 0.4})
-    (run / "evaluations" / "torn.json").write_text("{")
+    (run / "evaluations" / "corrupt.json").write_text("{")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_bytes(b"x")
     (run / "samples").mkdir()
     (run / "samples" / "samples-00000100.png").write_bytes(b"")
     status, shown = fmlightning("show", run)
     assert status == 0, shown
-    for word in ("Linear", "euler", "heun2", "0.5", "torn.json", "damaged, or without a checksum",
+    for word in ("Linear", "euler", "heun2", "0.5", "corrupt.json", "damaged, or without a checksum",
                  "samples-00000100.png", "100 of 100", "aaaaaaaaaaaa"):  # fmt: skip
         assert word in shown, word

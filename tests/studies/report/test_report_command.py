@@ -180,7 +180,6 @@ REFUSED = {
     "values at once": (["--where=nfe=100", "--where=solver=euler"], ["no run"]),
     "baseline": (["--baseline=model.path=VP"], ["--baseline model.path=VP", "Linear"]),
     "baseline that is no row": (["--baseline=ema.decay=0.99"], ["ema.decay is no row", "model.path"]),
-    "higher": (["--higher=w22"], ["--higher w22", "did you mean 'w2'?"]),
     "confounded": (["--rows=solver"], ["model.path (Linear, Trigonometric)"]),
     "out a file": (["--out=x.json"], ["--write_expected x.json"]),
     "expected nowhere": (["--check=nowhere.json"], ["--check nowhere.json", "no such file"]),

@@ -64,22 +64,22 @@ def test_what_wandb_keeps_inside_a_run_is_no_run(three):
 
 
 DAMAGE = {
-    "config torn": ("config.yaml", "model: {net"),
+    "config corrupt": ("config.yaml", "model: {net"),
     "config empty": ("config.yaml", ""),
     "config of bytes": ("config.yaml", b"\xff\x00\xfe"),
     "config without a seed": ("config.yaml", "model: {a: 1}\ntrainer: {b: 1}"),
-    "manifest torn": ("manifest.json", '{"status": "fin'),
+    "manifest corrupt": ("manifest.json", '{"status": "fin'),
     "manifest a list": ("manifest.json", "[]"),
-    "scores torn": ("evaluation.json", '{"metrics": {"w2"'),
+    "scores corrupt": ("evaluation.json", '{"metrics": {"w2"'),
     "scores a word": ("evaluation.json", '{"metrics": {"w2": "low"}}'),
     "scores a list": ("evaluation.json", '{"metrics": [1]}'),
-    "metrics torn": ("metrics.csv", "step,train/loss\nx,1\n"),
+    "metrics corrupt": ("metrics.csv", "step,train/loss\nx,1\n"),
     "metrics of bytes": ("metrics.csv", b"step\n\xff\xfe\n"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_torn_run_is_listed_and_breaks_nothing(three, kind):
+def test_a_corrupt_run_is_listed_and_breaks_nothing(three, kind):
     name, content = DAMAGE[kind]
     (three / "run-s1" / name).write_bytes(content if isinstance(content, bytes) else content.encode())  # fmt: skip
     found = collect([three])
@@ -87,7 +87,7 @@ def test_a_torn_run_is_listed_and_breaks_nothing(three, kind):
     (lost,) = found.left_out
     assert lost.path.name == "run-s1"
     assert "damaged" in lost.why
-    assert lost.status == "torn"
+    assert lost.status == "corrupt"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
@@ -105,7 +105,7 @@ def test_the_last_line_of_metrics_may_be_torn(tmp_path):
     assert trained.records[0].metrics["train/loss"] == 0.5
 
 
-def test_a_torn_cell_leaves_the_others(tmp_path):
+def test_a_corrupt_cell_leaves_the_others(tmp_path):
     run = write_run(tmp_path / "a", 0, {"w2": 0.2})
     write_cell(run, "euler", 4, {"w2": 0.5})
     write_cell(run, "euler", 8, {"w2": 0.4}).write_text('{"metrics"')

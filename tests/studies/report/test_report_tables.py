@@ -20,7 +20,13 @@ from fmlightning.studies.report.formats import (
 )
 from fmlightning.studies.report.reading import collect
 from fmlightning.studies.report.records import EVALUATIONS, FINAL
-from fmlightning.studies.report.table import aliased, differences, fewer, tabulate
+from fmlightning.studies.report.table import (
+    confounded,
+    differences,
+    fewer,
+    tabulate,
+    unranked,
+)
 
 LINEAR = (0.20, 0.24, 0.31)
 TRIGONOMETRIC = (0.30, 0.33, 0.42)
@@ -69,7 +75,7 @@ def test_options_that_change_together_are_named(tmp_path):
     write_run(tmp_path / "a", 0, {"w2": 0.2})
     write_run(tmp_path / "b", 0, {"w2": 0.3}, path="Trigonometric", model__optimizer={"lr": 0.1})
     found = cells(tmp_path)
-    (note,) = aliased(found, found.axes)
+    (note,) = confounded(found, found.axes)
     assert note.startswith("model.path, model.optimizer.lr change together")
     table = tabulate(found)
     _, alone = differences(table, {"model.path": "Linear"})
@@ -169,13 +175,51 @@ def test_more_rows_need_more_evidence(tmp_path):
     assert tabulate(cells(tmp_path / "three"), metrics=["w2"]).best == set()
 
 
-def test_more_is_better_where_it_is(tmp_path):
+def write_higher(folder, names, higher):
+    """Trigonometric scores higher than Linear in all metrics and seeds."""
     for path, values in (("Linear", (0.90, 0.91, 0.92)), ("Trigonometric", (0.95, 0.96, 0.97))):
         for seed, v in enumerate(values):
-            write_run(tmp_path / f"{path}-s{seed}", seed, {"accuracy": v, "mine": v}, path=path)
-    table = tabulate(cells(tmp_path), higher=["mine"])
-    assert [key for key, head in table.best if head.metric != "nfe"] == [("Trigonometric",)] * 2
-    assert texts(score_grid(table))[0][2::2] == ["accuracy ↑", "mine ↑", "nfe"]
+            scores = dict.fromkeys(names, v)
+            write_run(folder / f"{path}-s{seed}", seed, scores, path=path, higher=higher(seed))
+    return tabulate(cells(folder), metrics=names)
+
+
+def test_what_is_better_is_what_the_records_declare(tmp_path):
+    declared = {"up": True, "down": False, "way": None, "accuracy": False}  # before the known names
+    table = write_higher(tmp_path, ["up", "down", "way", "accuracy"], lambda seed: declared)
+    assert texts(score_grid(table))[0][2::2] == ["up ↑", "down ↓", "way", "accuracy ↓"]
+    assert {(head.metric, key) for key, head in table.best} == {
+        ("up", ("Trigonometric",)),
+        ("down", ("Linear",)),
+        ("accuracy", ("Linear",)),
+    }
+    assert unranked(table) == []
+
+
+def test_what_is_better_in_older_records_follows_from_known_names(tmp_path):
+    names = ["accuracy_digits@350", "w2@50", "path_energy", "kl_se"]
+    table = write_higher(tmp_path, names, lambda seed: None)
+    assert [head.better for head in table.heads] == ["higher", "lower", "neither", "lower"]
+    assert unranked(table) == []
+
+
+@pytest.mark.parametrize("higher", [lambda seed: None, lambda seed: {"mine": seed > 0}])
+def test_of_a_metric_that_nothing_is_known_of_nothing_is_bold(tmp_path, higher):
+    table = write_higher(tmp_path, ["mine", "accuracy"], higher)
+    found, _ = differences(table, {"model.path": "Linear"})
+    grids = [score_grid(table), difference_grid(table, found)]
+    assert grids[0][0][1 + 1].text == "mine"
+    for grid in grids:
+        bold = [[cell.text for cell in row if cell.bold] for row in zip(*grid, strict=True)]
+        assert sum(map(len, bold)) == 1  # of accuracy
+    (note,) = unranked(table)
+    assert note.startswith("mine: nothing is bold")
+
+
+def test_a_declaration_that_is_none_is_damage(tmp_path):
+    write_run(tmp_path / "a", 0, {"w2": 0.2}, higher={"w2": "yes"})
+    with pytest.raises(ValueError, match="higher_is_better"):
+        collect([tmp_path])
 
 
 def test_a_row_that_diverged_is_shown_and_nothing_is_bold_beside_it(tmp_path):
@@ -295,16 +339,17 @@ def test_a_plan_gives_axes_labels_and_order(tmp_path):
     assert any("1 runs" in note and "in no cell" in note for note in found.notes)
 
 
-def test_a_plan_has_the_evaluations_it_asked_for(tmp_path):
+@pytest.mark.parametrize("word", ["request", "asked"])  # the second of older sweeps
+def test_a_plan_has_the_evaluations_it_asked_for(tmp_path, word):
     run = write_run(tmp_path / "a", 0, {"w2": 0.2})
     asked = write_cell(run, "euler", 4, {"w2": 0.5})
     write_cell(run, "euler", 64, {"w2": 0.3})
     note = {"arguments": [], "files": [asked.name]}
-    (run / "evaluations" / "asked-01234567.json").write_text(json.dumps(note))
+    (run / "evaluations" / f"{word}-01234567.json").write_text(json.dumps(note))
     write_plan(tmp_path, {"model.path": ["Linear"]}, [("a", {"model.path": "Linear"}, 0, "finished", "")])  # fmt: skip
     found = collect([tmp_path])
     assert [c.values["nfe"] for c in cells_of(found, EVALUATIONS, {}).all] == [4]
-    assert "1 left out, which the sweep did not ask for" in found.notes[0]
+    assert "1 left out, which the sweep did not request" in found.notes[0]
     assert len(cells_of(collect([run]), EVALUATIONS, {}).all) == 2  # by itself it has both
 
 
@@ -334,7 +379,7 @@ def test_what_sets_two_sweeps_apart_is_a_row_and_not_averaged(tmp_path):
     ]
     both = cells_of(collect(sweeps), FINAL, {})
     assert set(tabulate(both).rows) == {"model.path", "trainer.max_steps"}
-    (note,) = aliased(both, tabulate(both).rows)
+    (note,) = confounded(both, tabulate(both).rows)
     assert "change together" in note
     assert "confounded" in note
     with pytest.raises(ValueError, match=r"differ in trainer\.max_steps \(100, 200\) too"):

@@ -19,12 +19,12 @@ from fmlightning.runs.checksum import append_checksum
 from fmlightning.runs.files import atomic_write
 from fmlightning.runs.lock import lock
 from fmlightning.studies.sweep import children
-from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.cells import SweepCell
 from fmlightning.studies.sweep.file import Sweep
+from fmlightning.studies.sweep.job import Job
 from fmlightning.studies.sweep.journal import SweepState
 from fmlightning.studies.sweep.plan import Plan
 from fmlightning.studies.sweep.pool import Pool
-from fmlightning.studies.sweep.work import Work
 
 EVALUATE = ("--solvers=euler",)
 children.PRELOAD = []  # a stand-in needs no torch
@@ -34,24 +34,26 @@ def command(*words):
     return (sys.executable, __file__, *map(str, words))
 
 
-def works(self, cell):
+def todo(self, cell):
     log = self.folder / "logs" / f"{cell.run.name}.log"
     kind = cell.axes["kind"]
-    return Work(
+    return Job(
         cell, command("fit", cell.run, kind), command("evaluate", cell.run), self.evaluate, log
     )
 
 
 def plan_of(content):
     """A plan of stand-ins: {name, cells: {run: kind}}."""
-    Plan.work = works
+    Plan.job = todo
     sweep = Sweep(Path("s.yaml"), {}, content["name"], (), {}, (), (0,), (), {"solvers": ["euler"]})
-    cells = [Cell({"kind": kind}, {}, 0, Path(run), 100) for run, kind in content["cells"].items()]
+    cells = [
+        SweepCell({"kind": kind}, {}, 0, Path(run), 100) for run, kind in content["cells"].items()
+    ]
     return Plan(sweep, tuple(cells), EVALUATE, 1, 0)
 
 
 def pool_of(plan, jobs, tell=print):
-    journal = SweepState(plan, {cell.run: plan.work(cell).status() for cell in plan.cells})
+    journal = SweepState(plan, {cell.run: plan.job(cell).status() for cell in plan.cells})
     journal.write()
     return Pool(plan, journal, jobs, tell)
 
@@ -88,17 +90,17 @@ def fit(run, kind, *_):
         print("error: the loss is not finite")
         return 2
     if kind == "patient":
-        told = []
+        reported = []
         for each in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, lambda number, _: told.append(number))
+            signal.signal(each, lambda number, _: reported.append(number))
         save(run, 10)
         run.with_name(f"{run.name}.begun").write_text(str(os.getpid()))
         while not run.with_name(f"{run.name}.go").exists():
             time.sleep(0.02)
-            if told:
+            if reported:
                 manifest(run, "stopped")
-                run.with_name(f"{run.name}.told").write_text(signal.Signals(told[0]).name)
-                return 143 if told[0] == signal.SIGTERM else 75
+                run.with_name(f"{run.name}.reported").write_text(signal.Signals(reported[0]).name)
+                return 143 if reported[0] == signal.SIGTERM else 75
     save(run, 100)
     manifest(
         run,

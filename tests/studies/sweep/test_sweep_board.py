@@ -12,22 +12,22 @@ import stand_in
 
 from fmlightning.studies.sweep.board import LiveTable
 from fmlightning.studies.sweep.cost import duration
+from fmlightning.studies.sweep.job import Step
 from fmlightning.studies.sweep.plan import Plan
-from fmlightning.studies.sweep.pool import Job
-from fmlightning.studies.sweep.work import Step
+from fmlightning.studies.sweep.pool import ActiveJob
 
 
 def test_the_table_has_what_runs_and_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("FMLIGHTNING_RUNS", str(tmp_path))
-    monkeypatch.setattr(Plan, "work", stand_in.works)
+    monkeypatch.setattr(Plan, "job", stand_in.todo)
     (tmp_path / "demo").mkdir()
     runs = {str(tmp_path / "demo" / f"{i}-good"): "good" for i in range(2)}
     pool = stand_in.pool_of(stand_in.plan_of({"name": "demo", "cells": runs}), 1)
-    work = pool.plan.work(pool.plan.cells[0])
-    work.cell.run.mkdir()
-    (work.cell.run / "metrics.csv").write_text("step,loss\n70,0.5\n")
+    job = pool.plan.job(pool.plan.cells[0])
+    job.cell.run.mkdir()
+    (job.cell.run / "metrics.csv").write_text("step,loss\n70,0.5\n")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        pool.running.append(Job(work, 0, Step("training", ()), process))
+        pool.running.append(ActiveJob(job, 0, Step("training", ()), process))
     shown = Console(file=io.StringIO(), width=100)
     shown.print(LiveTable(left=600.0).drawing(pool))
     text = shown.file.getvalue()

@@ -107,7 +107,7 @@ BAD = {
     "samples n": ({"samples": {"n": 0, "a": {"uniform": [0, 1]}}}, "samples.n: 0 must be a whole number above 0"),
     "samples method": ({"samples": {"n": 1, "method": "grid", "a": {"uniform": [0, 1]}}}, "samples.method: grid"),
     "samples of nothing": ({"samples": {"n": 1}}, "samples: names no option"),
-    "samples law": ({"samples": {"n": 1, "a": {"normal": [0, 1]}}}, "samples.a: {'normal': [0, 1]} must be"),
+    "samples distribution": ({"samples": {"n": 1, "a": {"normal": [0, 1]}}}, "samples.a: {'normal': [0, 1]} must be"),
     "samples ends": ({"samples": {"n": 1, "a": {"uniform": [1, 0]}}}, "the lower end first"),
     "samples log": ({"samples": {"n": 1, "a": {"log_uniform": [0, 1]}}}, "must be above 0"),
     "samples integers": ({"samples": {"n": 1, "a": {"integers": [0.5, 1]}}}, "must be whole numbers"),

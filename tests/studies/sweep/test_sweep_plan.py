@@ -40,7 +40,7 @@ def planned(write, monkeypatch):
     """The plan of such a file, resolved in this process, which has torch already."""
     from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.resolve_in_child", resolve.answer)
     return lambda **keys: plan(read_sweep(write(**keys)))
 
 
@@ -52,7 +52,7 @@ def test_cells_lie_where_fit_will_put_them(planned, fmlightning):
     assert {cell.run.parent for cell in found.cells} == {found.folder}
     assert {cell.max_steps for cell in found.cells} == {20}
     cell = found.cells[3]
-    words = found.work(cell).fit[3:]  # behind `python -m fmlightning`
+    words = found.job(cell).fit[3:]  # behind `python -m fmlightning`
     status, shown = fmlightning(
         *words, "--trainer.max_steps=20", "--trainer.enable_progress_bar=false"
     )
@@ -69,15 +69,15 @@ def test_new_metrics_of_a_trained_run_are_asked(planned, fmlightning):
     found = planned(**options)
     (cell,) = found.cells
     quiet = ("--trainer.max_steps=20", "--trainer.enable_progress_bar=false")
-    assert fmlightning(*found.work(cell).fit[3:], *quiet)[0] == 0
-    assert planned(**options).work(cell).evaluate == found.evaluate
+    assert fmlightning(*found.job(cell).fit[3:], *quiet)[0] == 0
+    assert planned(**options).job(cell).evaluate == found.evaluate
     judges = [{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 60}}]
     other = planned(**options, set={"evaluation.metrics": judges})
     assert other.cells[0].run == cell.run
-    work = other.work(other.cells[0])
-    assert work.evaluate[:-1] == found.evaluate
-    assert work.score[-1] == work.evaluate[-1]
-    assert json.loads(work.score[-1].removeprefix("--metrics="))[0]["init_args"]["size"] == 60
+    job = other.job(other.cells[0])
+    assert job.evaluate[:-1] == found.evaluate
+    assert job.score[-1] == job.evaluate[-1]
+    assert json.loads(job.score[-1].removeprefix("--metrics="))[0]["init_args"]["size"] == 60
 
 
 GREEDY = {"class_path": "Wasserstein", "init_args": {"size": 5000}}

@@ -35,8 +35,8 @@ def until(condition, what):
 def sweep(tmp_path, monkeypatch):
     """A pool of stand-ins by their kinds."""
     monkeypatch.setenv("FMLIGHTNING_RUNS", str(tmp_path))
-    monkeypatch.setattr(Plan, "work", stand_in.works)
-    monkeypatch.setattr("fmlightning.studies.sweep.pool.LOOK", 0.02)
+    monkeypatch.setattr(Plan, "job", stand_in.todo)
+    monkeypatch.setattr("fmlightning.studies.sweep.pool.POLL", 0.02)
     (tmp_path / "demo").mkdir()
 
     class Scorer:
@@ -86,7 +86,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(sweep):
     assert (bad.word, bad.why) == ("failed", "the loss is not finite")
     assert [s.word for s in others] == ["finished"] * 2
     assert sweep.file()["cells"][0]["error"] == "the loss is not finite"
-    again = sweep.pool.plan.work(sweep.pool.plan.cells[0]).status()
+    again = sweep.pool.plan.job(sweep.pool.plan.cells[0]).status()
     assert (again.word, again.why) == ("failed", "the loss is not finite")  # on disk
 
     (sweep.folder / "0-bad.repaired").touch()
@@ -106,16 +106,18 @@ def test_scores_that_cannot_be_computed_fail_their_cell_alone_and_train_nothing_
     assert len(sweep.lines_of("0-good", "evaluations_asked")) == 2
 
 
-@pytest.mark.parametrize("damage", ["score gone", "score torn", "other checkpoint", "stamp torn"])
+@pytest.mark.parametrize(
+    "damage", ["score gone", "score corrupt", "other checkpoint", "stamp corrupt"]
+)
 def test_scores_that_are_not_there_whole_are_computed_again(sweep, damage):
     sweep.run("good")
     run = sweep.folder / "0-good"
-    score, stamp = run / "evaluations" / "euler.json", next(run.glob("evaluations/asked-*.json"))
+    score, stamp = run / "evaluations" / "euler.json", next(run.glob("evaluations/request-*.json"))
     if damage == "score gone":
         score.unlink()
-    elif damage == "score torn":
+    elif damage == "score corrupt":
         score.write_text(score.read_text()[:7])
-    elif damage == "stamp torn":
+    elif damage == "stamp corrupt":
         stamp.write_text(stamp.read_text()[:30])
     else:
         stand_in.save(run, 100)
@@ -125,11 +127,11 @@ def test_scores_that_are_not_there_whole_are_computed_again(sweep, damage):
 
 
 @pytest.mark.parametrize("damage", ["manifest", "checkpoint", "checkpoint gone"])
-def test_a_torn_run_is_kept_aside_and_trained_again(sweep, damage):
+def test_a_corrupt_run_is_kept_aside_and_trained_again(sweep, damage):
     sweep.run("good")
     run = sweep.folder / "0-good"
     checkpoint = run / "checkpoints" / "last.ckpt"
-    next(run.glob("evaluations/asked-*.json")).unlink()
+    next(run.glob("evaluations/request-*.json")).unlink()
     if damage == "manifest":
         (run / "manifest.json").write_text('{"status": "fini')
     elif damage == "checkpoint":
@@ -145,17 +147,17 @@ def test_a_run_that_another_process_trains_is_waited_for_and_not_started(sweep):
     run = sweep.folder / "0-patient"
     other = subprocess.Popen(stand_in.command("fit", run, "patient"))
     until(run.with_name("0-patient.begun").exists, "the other process")
-    told = []
+    reported = []
 
-    def tell(line):
-        told.append(line)
+    def log(line):
+        reported.append(line)
         if "[1/2] finished" in line:  # the other cell is done, and this one was still not started
             run.with_name("0-patient.go").touch()
 
-    pool = stand_in.pool_of(stand_in.plan_of(sweep.content("patient", "good")), 2, tell)
+    pool = stand_in.pool_of(stand_in.plan_of(sweep.content("patient", "good")), 2, log)
     assert pool.run() == 0
     assert other.wait(LIMIT) == 0
-    assert f"trained by process {other.pid}" in told[0]
+    assert f"trained by process {other.pid}" in reported[0]
     assert [s.word for s in pool.journal.state.values()] == ["finished"] * 2
     assert len(sweep.lines_of("0-patient", "fits")) == 1
     assert len(sweep.lines_of("0-patient", "evaluations_asked")) == 1
@@ -169,7 +171,9 @@ def test_a_stopped_sweep_stops_its_children_and_is_gone_on_with(sweep, sent):
     process.send_signal(sent)
     assert process.wait(LIMIT) == sent
     assert [r["status"] for r in sweep.file()["cells"]] == ["interrupted", "interrupted", "waiting"]
-    assert [(sweep.folder / f"{i}-patient.told").read_text() for i in range(2)] == ["SIGTERM"] * 2
+    assert [(sweep.folder / f"{i}-patient.reported").read_text() for i in range(2)] == [
+        "SIGTERM"
+    ] * 2
     assert (
         json.loads((sweep.folder / "0-patient" / "manifest.json").read_text())["status"]
         == "stopped"
@@ -226,18 +230,18 @@ def test_a_killed_child_fails_its_cell_and_the_next_sweep_resumes_it(sweep):
 def test_the_cost_is_what_finished_cells_took_and_unknown_without_them(sweep):
     content = sweep.content("bad", "good")
     plan = stand_in.plan_of(content)
-    state = {c.run: plan.work(c).status() for c in plan.cells}
+    state = {c.run: plan.job(c).status() for c in plan.cells}
     assert cost(plan, state).total is None
     assert cost(plan, state, seconds_per_step=0.25).training == 2 * 100 * 0.25
 
     sweep.run("bad", "good")
-    state = {c.run: plan.work(c).status() for c in plan.cells}
+    state = {c.run: plan.job(c).status() for c in plan.cells}
     left = cost(plan, state)
     assert left.training == pytest.approx(50.0)  # the stand-in writes 50 s for its 100 steps
     assert left.evaluating > 0
 
-    (sweep.folder / "1-good" / "checkpoints" / "last.ckpt").write_bytes(b"torn")
-    state = {c.run: plan.work(c).status() for c in plan.cells}
+    (sweep.folder / "1-good" / "checkpoints" / "last.ckpt").write_bytes(b"corrupt")
+    state = {c.run: plan.job(c).status() for c in plan.cells}
     assert cost(plan, state).training == pytest.approx(100.0)  # both, from their first step
 
 

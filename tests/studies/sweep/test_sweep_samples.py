@@ -1,4 +1,4 @@
-"""Sampled options: even, keyed, and of the law that is asked for."""
+"""Sampled options: even, keyed, and of the distribution that is asked for."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Cells as jobs of a cluster: what is asked of SLURM, and the whole path on submitit's executor for this machine."""
+"""Cells as jobs of a cluster: the request to SLURM, and the whole path on submitit's executor for this machine."""
 
 import json
 import os
@@ -27,8 +27,8 @@ submitit = pytest.importorskip("submitit")
 def demo(tmp_path, monkeypatch):
     """A plan of stand-ins by their kinds."""
     monkeypatch.setenv("FMLIGHTNING_RUNS", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr(Plan, "work", stand_in.works)
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{REPOSITORY}")
+    monkeypatch.setattr(Plan, "job", stand_in.todo)
     (tmp_path / "demo").mkdir()
     return lambda *kinds: stand_in.plan_of(
         {
@@ -38,13 +38,13 @@ def demo(tmp_path, monkeypatch):
     )
 
 
-def works(plan):
-    return [plan.work(cell) for cell in plan.cells]
+def todo(plan):
+    return [plan.job(cell) for cell in plan.cells]
 
 
 def test_jobs_bring_cells_to_their_end_and_a_failed_one_says_why(demo):
     plan, cluster = demo("good", "bad"), Cluster("local", gpus_per_node=0)
-    good, bad = works(plan)
+    good, bad = todo(plan)
     submit(plan, [good, bad], cluster)
     until(lambda: not any(queued(plan, cluster, w) for w in (good, bad)), "the jobs")
     assert good.status().word == "finished"
@@ -54,21 +54,21 @@ def test_jobs_bring_cells_to_their_end_and_a_failed_one_says_why(demo):
 
 def test_a_preempted_job_goes_back_into_the_queue_and_on_where_it_was(demo, request):
     plan, cluster = demo("patient"), Cluster("local", gpus_per_node=0)
-    (work,) = works(plan)
-    run = work.cell.run
+    (job,) = todo(plan)
+    run = job.cell.run
     request.addfinalizer(run.with_name(f"{run.name}.go").touch)  # nothing waits after the test
-    submit(plan, [work], cluster)
+    submit(plan, [job], cluster)
     begun = run.with_name(f"{run.name}.begun")
     until(begun.exists, "the first start")
-    assert queued(plan, cluster, work)
+    assert queued(plan, cluster, job)
     trainer = int(begun.read_text())
     begun.unlink()
     os.kill(parent(trainer), signal.SIGUSR2)  # as SLURM does to the process of submitit
     until(begun.exists, "the second start")
-    assert run.with_name(f"{run.name}.told").read_text() == "SIGUSR1"  # it could save
+    assert run.with_name(f"{run.name}.reported").read_text() == "SIGUSR1"  # it could save
     run.with_name(f"{run.name}.go").touch()
-    until(lambda: not queued(plan, cluster, work), "the end of the job")
-    assert work.status().word == "finished"
+    until(lambda: not queued(plan, cluster, job), "the end of the job")
+    assert job.status().word == "finished"
     fits = run.with_name(f"{run.name}.fits").read_text().splitlines()
     assert fits == ["patient --ckpt_path=auto"] * 2
 
@@ -89,14 +89,14 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch, demo):
     monkeypatch.setenv("PATH", f"{bin}{os.pathsep}{os.environ['PATH']}")
     cluster = read_cluster(REPOSITORY / "configs" / "cluster" / "slurm.yaml")
     plan = demo("good", "good", "good")
-    numbers = submit(plan, works(plan), cluster)
+    numbers = submit(plan, todo(plan), cluster)
     assert sorted(numbers.values()) == ["4711_0", "4711_1", "4711_2"]
-    asked = dict(re.findall(r"#SBATCH --([\w-]+)=(\S+)", (tmp_path / "sent.sh").read_text()))
+    requested = dict(re.findall(r"#SBATCH --([\w-]+)=(\S+)", (tmp_path / "sent.sh").read_text()))
     wanted = {
         "array": "0-2%3", "partition": "gpu", "time": "240", "nodes": "1", "gpus-per-node": "1", "mem": "64GB",
         "ntasks-per-node": "1", "cpus-per-task": "8", "signal": "USR2@300", "job-name": "demo",
     }  # fmt: skip
-    assert {k: asked.get(k) for k in wanted} == wanted
+    assert {k: requested.get(k) for k in wanted} == wanted
     assert cluster.devices == ("--trainer.devices=1", "--trainer.num_nodes=1")
 
 
@@ -123,7 +123,7 @@ def test_without_slurm_the_error_says_what_to_do(demo, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     plan = demo("good")
     with pytest.raises(ValueError, match="cluster: local"):
-        submit(plan, works(plan), Cluster())
+        submit(plan, todo(plan), Cluster())
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_preempted_training_ends_as_one_that_ran_through(
     path, cluster = tmp_path / "sweep.yaml", tmp_path / "local.yaml"
     path.write_text(yaml.safe_dump(sweep))
     cluster.write_text("cluster: local\ngpus_per_node: 0\n")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{REPOSITORY}")
     send = ("sweep", path, "--allow=holding", "--launcher=slurm", f"--cluster={cluster}")
     sent = command(*send)
     assert sent.returncode == 0, sent.stdout + sent.stderr

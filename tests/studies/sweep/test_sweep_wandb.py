@@ -46,7 +46,7 @@ def exported(write, fmlightning, monkeypatch, tmp_path):
     """What --export writes, as the agent's server reads it."""
     from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.resolve_in_child", resolve.answer)
 
     def call(**keys):
         out = tmp_path / "out" / "w.yaml"
@@ -99,13 +99,13 @@ def test_an_agent_is_given_the_trainings_of_the_sweep(exported, write):
     """By the directories of its commands, resolved as `fit` resolves them."""
     from fmlightning.cli.quiet import quiet
     from fmlightning.runs.directory import run_directory
-    from fmlightning.studies.sweep.resolve import LoaderOptions
+    from fmlightning.studies.sweep.resolve import ConfigOnlyCLI
 
     keys = {"axes": AXES, "seeds": [0, 1]}
     content = exported(**keys)
     given = list(commands(content))
     with quiet():
-        reading, found = LoaderOptions(given[0][2:]), set()
+        reading, found = ConfigOnlyCLI(given[0][2:]), set()
         for words in given:
             assert words[:3] == ["/usr/bin/env", "fmlightning", "fit"]
             reading.parse_arguments(reading.parser, words[2:])
@@ -117,12 +117,12 @@ def test_an_agent_is_given_the_trainings_of_the_sweep(exported, write):
 
 
 def test_sampled_options_become_distributions(exported):
-    law = {
+    distribution = {
         "n": 4,
         "model.optimizer.lr": {"log_uniform": [1e-4, 1e-2]},
         "model.network.width": {"integers": [8, 16]},
     }
-    content = exported(samples=law, seeds=[0, 1])
+    content = exported(samples=distribution, seeds=[0, 1])
     assert (
         content.pop("run_cap") == 8
     )  # else it had no end; W&B knows it, and the extra's older schema does not
@@ -140,7 +140,7 @@ def test_sampled_options_become_distributions(exported):
 def test_two_labels_of_one_file_are_refused(write, fmlightning, monkeypatch, tmp_path):
     from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.resolve_in_child", resolve.answer)
     axes = {"m": {"a b": {"data.batch_size": 8}, "a/b": {"data.batch_size": 16}}}
     out = tmp_path / "w.yaml"
     status, shown = fmlightning("sweep", write(axes=axes), "--export=wandb", f"--out={out}")
@@ -154,7 +154,7 @@ def test_exclusions_are_refused_because_an_agent_would_run_them(
 ):
     from fmlightning.studies.sweep import resolve
 
-    monkeypatch.setattr("fmlightning.studies.sweep.plan.ask", resolve.answer)
+    monkeypatch.setattr("fmlightning.studies.sweep.plan.resolve_in_child", resolve.answer)
     path = write(axes=AXES, exclude=[{"method": "plain"}])
     status, shown = fmlightning("sweep", path, "--export=wandb", f"--out={tmp_path / 'w.yaml'}")
     assert status == 2

@@ -9,7 +9,7 @@ from fmlightning.runs.directory import Run
 from fmlightning.runs.files import write_text
 from fmlightning.runs.lock import owner
 from fmlightning.runs.signals import EXIT_CODES
-from fmlightning.studies.sweep.cells import Cell
+from fmlightning.studies.sweep.cells import SweepCell
 from fmlightning.studies.sweep.status import Status, note_scores, status
 
 PROMPT = "\n$ "
@@ -24,8 +24,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a cell needs.
+class Job:
+    """The commands of a cell.
 
     Attributes:
         fit: the command that trains it, without how it resumes.
@@ -34,14 +34,14 @@ class Work:
         log: where the commands write.
     """
 
-    cell: Cell
+    cell: SweepCell
     fit: tuple[str, ...]
     score: tuple[str, ...]
     evaluate: tuple[str, ...] | None
     log: Path
 
     def status(self) -> Status:
-        """How far it is, and the error where its last step failed."""
+        """Its state, and the error where its last step failed."""
         found = status(self.cell, self.evaluate)
         if found.word in ("waiting", "interrupted", "trained", "failed") and self.error.is_file():
             return Status("failed", self.error.read_text())
@@ -71,7 +71,7 @@ class Work:
             file.write(f"{PROMPT}{shlex.join(step.command)}\n")
 
     def after(self, step: Step, code: int, seconds: float) -> Status:
-        """What has come of a step that ended with an exit status; an error is written down."""
+        """The state after a step that ended with an exit status; an error is written down."""
         self.error.unlink(missing_ok=True)
         found = self.outcome(step, code, seconds)
         if found.word == "failed":
@@ -94,10 +94,12 @@ class Work:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Why a command failed: its line of error, or else the last one."""
+    """The reason why a command failed: its line of error, or else the last one."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; the output is in {log}"
     output = log.read_text(errors="replace").rpartition(PROMPT)[2].splitlines()[1:]
     lines = [line for line in output if line.strip()]
-    said = next((line for line in reversed(lines) if line.startswith("error: ")), None)
-    return said.removeprefix("error: ") if said else f"{lines[-1] if lines else 'no words'} ({log})"
+    error = next((line for line in reversed(lines) if line.startswith("error: ")), None)
+    return (
+        error.removeprefix("error: ") if error else f"{lines[-1] if lines else 'no words'} ({log})"
+    )
