@@ -89,7 +89,9 @@ class ImageData(FlowData):
         seed: of the order, the noise and the flips; the command line sets it to `seed_everything`.
     """
 
-    num_bins = NUM_BINS
+    num_bins: int | None = NUM_BINS
+    samples = "images"
+    """What a sample is called."""
 
     def __init__(
         self,
@@ -140,10 +142,10 @@ class ImageData(FlowData):
 
     @property
     def splits(self) -> dict[str, str]:
-        words = {name: f"{len(self.sets[name])} images" for name in ("train", "val", "test")}
+        words = {n: f"{len(self.sets[n])} {self.samples}" for n in ("train", "val", "test")}
         words["train"] += f" of {self.title}"
         if self.sets["val"] is self.sets["test"]:
-            words["val"] = "the test images: data.val_size=0 holds out none for validation"
+            words["val"] = f"the test {self.samples}: data.val_size=0 holds out none for validation"
         return words
 
     @cached_property
@@ -236,15 +238,20 @@ class ImageData(FlowData):
         if flip is not None:
             mirrored = (flip.streams(index).bits(1) & 1 == 1)[:, :, None, None]
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        if noise is None:
-            u = torch.full(pixels.shape, 0.5, device=self.device)
-        else:
-            # in float32 a larger u would carry k + u to the next level
-            u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
-        batch = {"x1": dequantise(pixels, u, NUM_BINS)}
+        batch = {"x1": self.scaled(pixels, index, noise)}
         if self.num_classes and block.y is not None:
             batch["y"] = block.y.to(self.device)
         return batch
+
+    def scaled(self, pixels: Tensor, index: Tensor, noise: Key | None) -> Tensor:
+        """Pixel values as points of [-1, 1], each at a place in its bin that `noise` draws, or in the middle."""
+        if noise is None:
+            u = torch.full(pixels.shape, 0.5, device=self.device)
+        else:
+            # in float32 a larger u would carry k + u to the next bin
+            u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
+        assert self.num_bins is not None
+        return dequantise(pixels, u, self.num_bins)
 
     def warn_corrupt(self, block: ImageBatch) -> ImageBatch:
         """Name each bad file once, the first few at least, and count them."""

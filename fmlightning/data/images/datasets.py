@@ -34,7 +34,7 @@ class ImageBatch(NamedTuple):
 class ImageDataset(ABC):
     """Pictures of one shape (C, H, W), and their labels where there are any."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     labels: Labels | None
 
     @abstractmethod
