@@ -62,7 +62,7 @@ class DatasetData(ImageData):
             raise ValueError(f"data.num_bins={num_bins} must lie in [2, 256]")
         self.title = type(train).__name__
         items: ImageDataset = Items("train", train, num_classes, num_bins)
-        first = items.picture(0)
+        first = items.image(0)
         self.num_bins = None if first.is_floating_point() else num_bins
         if options.get("flip") and first.ndim != 3:
             raise ValueError(
@@ -96,13 +96,13 @@ class Items(ImageDataset):
             )
         self.dataset, self.num_classes, self.num_bins = dataset, num_classes, num_bins
         self.numbers, self.like = torch.arange(len(dataset)), like
-        self.like = self.picture(0)
+        self.like = self.image(0)
         self.shape = tuple(self.like.shape)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def picture(self, number: int) -> Tensor:
+    def image(self, number: int) -> Tensor:
         return self.item(number)[0]
 
     def item(self, number: int) -> tuple[Tensor, int]:

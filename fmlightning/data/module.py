@@ -88,9 +88,9 @@ class FlowData(LightningDataModule):
 
     @abstractmethod
     def eval_samples(self, split: str) -> Batch:
-        """A whole fixed set: "val" or "test", held out, or "reference", which judges compare with.
+        """A whole fixed set: "val" or "test", held out, or "reference", which metrics compare with.
 
-        The reference is the training data, or as many fresh samples of a law as the test set has.
+        The reference is the training data, or as many fresh samples of a distribution as the test set has.
         """
 
     def require_fixed_set(self) -> None:
@@ -129,11 +129,11 @@ class FlowData(LightningDataModule):
 
     @property
     def pixel_data(self) -> "FlowData":
-        """The data that judges and pictures compare with: itself, or the images that latents stand for."""
+        """The data that metrics and figures compare with: itself, or the images that latents stand for."""
         return self
 
     def decode(self, x: Tensor) -> Tensor:
-        """Generated samples as judges and pictures see them, (B, *pixel_data.event_shape)."""
+        """Generated samples as metrics and figures take them, (B, *pixel_data.event_shape)."""
         return x
 
     def attach_to(self, parent: "FlowData") -> None:
@@ -199,7 +199,7 @@ class FlowData(LightningDataModule):
         return self.eval_samples(split)
 
     def preview(self, split: str, size: int) -> Batch:
-        """At least `size` of `eval_samples`, spread over the set, or all, for pictures."""
+        """At least `size` of `eval_samples`, spread over the set, or all, for figures."""
         return self.eval_samples(split)
 
     def val_dataloader(self) -> Blocks:

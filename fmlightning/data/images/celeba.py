@@ -31,7 +31,7 @@ class CelebAData(ImageData):
 
     Args:
         root: folder of the data sets; null is $FMLIGHTNING_DATA or `data`.
-        image_size: side of the pictures.
+        image_size: side of the images.
         crop: side of the central square that is cut out before shrinking; null for all of the width.
         label: what y is: an attribute such as `Smiling` (two classes), `identity`, or null for no labels.
         on_corrupt: `fail` stops at a file that is no image and names it; `skip` names it, and takes the next good

@@ -26,7 +26,7 @@ class PhotosData(ImageData):
     testing, from vertical bands that do not overlap.
 
     Args:
-        flip: whether training mirrors every picture left to right with probability one half, keyed.
+        flip: whether training mirrors every image left to right with probability one half, keyed.
         **options: those of ImageData.
     """
 
@@ -40,10 +40,10 @@ class PhotosData(ImageData):
         super().__init__(Splits(sets, ("palace", "flower")), flip=flip, **options)
 
 
-def shuffled(pictures: InMemoryImages) -> InMemoryImages:
+def shuffled(images: InMemoryImages) -> InMemoryImages:
     """In an order that is always the same, so that the first few are not all of one corner."""
     generator = Key(0).fold("photos").generator()
-    return pictures.subset(torch.randperm(len(pictures), generator=generator))
+    return images.subset(torch.randperm(len(images), generator=generator))
 
 
 def patches(photographs: list[Tensor], split: str) -> InMemoryImages:

@@ -2,9 +2,9 @@ r"""Latents of images as training data: encoded once by a frozen autoencoder, an
 
     x1 = scale (mean + std eps),   eps ~ N(0, I)   or   0                                          (1)
 
-for the mean and standard deviation of the encoder. Means and deviations are kept in files named by the digests of
-images and autoencoder; eps is keyed by epoch and sample. Samples of the flow are decoded, decode(x / scale),
-wherever they are seen: by judges, in pictures, on disk.
+for the mean and standard deviation (std) of the encoder. Means and stds are kept in files named by the digests of
+images and autoencoder; eps is keyed by epoch and sample. Samples of the flow are decoded, decode(x / scale), wherever
+they leave the model: for metrics, in figures, on disk.
 
 Source: Rombach et al. 2022, arXiv:2112.10752, secs. 3.1 and G: the scale, there 1 / std of the latents of one batch.
 """
@@ -113,22 +113,22 @@ class LatentData(FlowData):
     # -- the autoencoder ----------------------------------------------------------------------------
 
     @cached_property
-    def codec(self) -> VAE:
-        return self.autoencoder.codec(self.images)
+    def network(self) -> VAE:
+        return self.autoencoder.network(self.images)
 
     @cached_property
     def digest(self) -> str:
         """Of the autoencoder's weights."""
         total = hashlib.sha256()
-        for name, value in sorted(cast(nn.Module, self.codec).state_dict().items()):
+        for name, value in sorted(cast(nn.Module, self.network).state_dict().items()):
             total.update(name.encode())
             total.update(value.cpu().contiguous().numpy().data)
         return total.hexdigest()
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        cast(nn.Module, self.codec).to(x.device)
-        parts = [self.codec.decode(z) for z in (x.float() / self.scale).split(AT_ONCE)]
+        cast(nn.Module, self.network).to(x.device)
+        parts = [self.network.decode(z) for z in (x.float() / self.scale).split(AT_ONCE)]
         return torch.cat(parts) if parts else x.new_zeros(0, *self.images.event_shape)
 
     # -- the files ------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class LatentData(FlowData):
             shutil.rmtree(temporary, ignore_errors=True)
 
     def encode_split(self, split: str, folder: Path, name: str) -> None:
-        """Means, deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
+        """Means, standard deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
         size = len(self.images.shapes(split)["x1"])
         labels = []
         with (folder / f"{name}.npy").open("wb") as file:
@@ -189,8 +189,8 @@ class LatentData(FlowData):
     def moments(self, x: Tensor) -> Tensor:
         """Mean and standard deviation of the latents, (B, 2, *event_shape), on the CPU."""
         device = self.working_device
-        cast(nn.Module, self.codec).to(device)
-        pairs = [self.codec.encode(part.to(device)) for part in x.split(AT_ONCE)]
+        cast(nn.Module, self.network).to(device)
+        pairs = [self.network.encode(part.to(device)) for part in x.split(AT_ONCE)]
         return torch.cat([torch.stack(pair, 1).float().cpu() for pair in pairs])
 
     @property

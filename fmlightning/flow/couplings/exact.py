@@ -51,7 +51,7 @@ class MinibatchOT(Coupling):
     Args:
         ot_batch_size: points that are paired at a time; null is the global batch. A larger one, a multiple of the
             batch, pairs several batches together and then trains on one after the other: closer to the transport of
-            the laws, at a cost of its square and more. A smaller one pairs the batch in blocks, faster.
+            the distributions, at a cost of its square and more. A smaller one pairs the batch in blocks, faster.
         method: assignment (scipy), simplex (POT), or the one that is faster at this size; all find the optimum.
     """
 

@@ -1,4 +1,4 @@
-"""What judges have in common that look at images through the features of a network."""
+"""Metrics of images through the features of a network."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

@@ -141,7 +141,7 @@ def test_classes_and_pixels_are_those_of_torchvision(tmp_path):
     ours = data.sets["train"]
     assert len(ours) == len(theirs) == 10
     for number, (image, label) in enumerate(theirs):
-        assert np.array_equal(ours.picture(number).permute(1, 2, 0), np.array(image))
+        assert np.array_equal(ours.image(number).permute(1, 2, 0), np.array(image))
         assert int(ours.labels[number]) == label
     assert len(data.sets["test"]) == 3
 
@@ -357,7 +357,7 @@ def test_celeba_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
         theirs = torchvision.datasets.CelebA(tmp_path, name, ["attr", "identity"])
         assert len(smiling.sets[split]) == len(theirs) in (6, 3)
         for number, (image, (attributes, person)) in enumerate(theirs):
-            ours = smiling.sets[split].picture(number).permute(1, 2, 0)
+            ours = smiling.sets[split].image(number).permute(1, 2, 0)
             assert np.array_equal(ours, np.array(image)[20:198])
             assert int(smiling.sets[split].labels[number]) == int(attributes[1])
             assert int(people.sets[split].labels[number]) == int(person) - 1
@@ -422,7 +422,7 @@ def test_imagenet_folders_are_those_of_torchvision(tmp_path):
         theirs = torchvision.datasets.ImageNet(root, part)
         assert len(data.sets[split]) == len(theirs) == 6
         for number, (image, label) in enumerate(theirs):
-            ours = data.sets[split].picture(number).permute(1, 2, 0)
+            ours = data.sets[split].image(number).permute(1, 2, 0)
             assert np.array_equal(ours, np.array(centre_crop(image, 32)))
             assert int(data.sets[split].labels[number]) == label
     assert data.class_names == ("n01", "n02")
