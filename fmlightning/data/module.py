@@ -1,4 +1,4 @@
-r"""What every DataModule of the library has in common.
+r"""The interface of every DataModule of the library.
 
 A DataModule states its splits, the shape of a sample and the number of classes before any data is read, and
 gives batches `{"x1": (B, *S), "y": (B,)?}` whose order, noise and augmentation are keyed.
@@ -39,15 +39,15 @@ class FlowData(LightningDataModule):
     """The shape of one sample."""
 
     num_classes: int = 0
-    """How many labels there are; 0 means none."""
+    """Number of labels; 0 means none."""
 
     num_bins: int | None = None
-    """How many values L a pixel has, for images scaled as x = 2 (k + u) / L - 1; None for other data."""
+    """Number L of values of a pixel, for images scaled as x = 2 (k + u) / L - 1; None for other data."""
 
     class_names: tuple[str, ...] = ()
 
     paired: bool = False
-    """Whether batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
+    """True where batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class FlowData(LightningDataModule):
         self.key = Key(seed).fold("data")
         self.start = 0
         self.pool_size = 0
-        """How many held-out samples are paired with their x0 at a time; 0 pairs none."""
+        """Number of held-out samples that are paired with their x0 at a time; 0 pairs none."""
         self.pair: Callable[[Callable[[int], Batch]], StepBatches] | None = None
-        """What makes paired batches of a step's batches, where x0 depends on x1."""
+        """Makes paired batches of a step's batches, where x0 depends on x1."""
         self.pairs: StepBatches | None = None
         self.default_shard = Shard()
         """This process's share where no trainer says so."""
@@ -71,7 +71,7 @@ class FlowData(LightningDataModule):
     @property
     @abstractmethod
     def splits(self) -> dict[str, str]:
-        """What train, validation and test are, in words."""
+        """Descriptions of train, validation and test."""
 
     @property
     @abstractmethod
@@ -184,7 +184,7 @@ class FlowData(LightningDataModule):
         self.end_pairs()
 
     def eval_batches(self, split: str) -> Blocks:
-        """What `eval_samples` gives whole, in this process's blocks, for sets that fit into no memory."""
+        """The samples of `eval_samples` in this process's blocks, for sets that do not fit into memory."""
         return EvalBatches(self.eval_samples(split), self.eval_block, self.shard)
 
     @property

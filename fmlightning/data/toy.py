@@ -93,7 +93,7 @@ class ToyData(FlowData):
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps' points are drawn at once."""
+        """Number of steps whose points are drawn at once."""
         return steps_per_draw((self.batch_size, *self.event_shape))
 
     def new_points(self, group: int) -> torch.Tensor:

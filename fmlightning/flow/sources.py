@@ -20,7 +20,7 @@ class Source(ABC):
     """A distribution p0 or q. `num_uniforms` and `transform` define it; `log_prob` where it is known."""
 
     num_uniforms: int = 0
-    """How many uniform numbers one sample takes, beside one normal number for each of its dimensions."""
+    """Uniform numbers that one sample takes, beside one normal number for each of its dimensions."""
 
     event_shape: tuple[int, ...] | None = None
     """The shape of one sample, or None if the distribution exists in every shape."""

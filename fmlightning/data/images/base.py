@@ -36,7 +36,7 @@ OnCorrupt = Literal["fail", "skip"]
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How images that are not held in memory are read.
+    """Options of reading images that are not held in memory.
 
     Args:
         on_corrupt: what to do about a file that is no image: `fail` names it and stops; `skip` names it and takes
@@ -91,7 +91,7 @@ class ImageData(FlowData):
 
     num_bins: int | None = NUM_BINS
     samples = "images"
-    """What a sample is called."""
+    """The name of its samples."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class ImageData(FlowData):
 
     @property
     def device(self) -> torch.device:
-        """Where batches are made."""
+        """The device that batches are made on."""
         trainer = (self.parent or self).trainer
         return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 

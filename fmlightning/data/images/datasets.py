@@ -28,7 +28,7 @@ class ImageBatch(NamedTuple):
     index: Labels  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     """The samples that were asked for, from which flips and noise are keyed."""
     bad: tuple[str, ...] = ()
-    """What could not be read, and was replaced."""
+    """Messages about files that could not be read, and were replaced."""
 
 
 class ImageDataset(ABC):
@@ -151,7 +151,7 @@ class ImageFiles(ImageDataset):
         return chosen
 
     def digest(self) -> str:
-        """Of all names and labels, and of the bytes of a few files spread over the set."""
+        """A digest of all names and labels, and of the bytes of a few files spread over the set."""
         total = hashlib.sha256(repr(self.decoder).encode() + b"\0".join(self.names.tolist()))
         if self.labels is not None:
             total.update(self.labels.numpy().tobytes())
@@ -162,7 +162,7 @@ class ImageFiles(ImageDataset):
 
 
 def digest(*tensors: Tensor | None) -> str:
-    """Of shapes and contents."""
+    """A digest of shapes and contents."""
     total = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
@@ -177,7 +177,7 @@ def spread(size: int, count: int) -> list[int]:
 
 
 def hold_out(images: ImageDataset, size: int, option: str) -> tuple[ImageDataset, ImageDataset]:
-    """What is left of a set, and `size` images of it; always the same ones, whatever the seed.
+    """The rest of a set, and `size` images of it; always the same ones, whatever the seed.
 
     Raises:
         ValueError: there is no image left, or none is held out.

@@ -1,4 +1,4 @@
-"""Where published data sets lie, how they get there, and what is said when they do not.
+"""Published data sets: their folders, their download, and the errors where they are missing.
 
 Nothing is fetched unless a config asks for it, and nothing is unpickled whose published checksum has not been verified.
 """
@@ -23,7 +23,7 @@ def data_root(root: str | None) -> Path:
 
 
 def absent(title: str, files: Sequence[Path], remedy: str) -> FileNotFoundError:
-    """What is not there, what to do about it, and how to say that it is elsewhere."""
+    """An error that names the missing files, the remedy, and the option for another folder."""
     names = ", ".join(path.name for path in files[:3])
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return FileNotFoundError(

@@ -119,7 +119,7 @@ class HubRows(ImageDataset):
         return part
 
     def digest(self) -> str:
-        """Of the labels, the row numbers and a few images spread over the set."""
+        """A digest of the labels, the row numbers and a few images spread over the set."""
         skip = torch.arange(len(self))
         probes = self.read(skip, spread(len(self), PROBES), skip=True)
         return digest(self.rows, self.labels, probes.pixels)

@@ -1,4 +1,4 @@
-"""Where the autoencoder of a latent data set comes from: trained here, or a file of published weights."""
+"""Autoencoders for latent data sets: trained here, or read from a file of published weights."""
 
 import hashlib
 import json

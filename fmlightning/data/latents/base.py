@@ -35,7 +35,7 @@ AT_ONCE = 64
 """Images encoded or decoded in one call."""
 
 FORMAT = 1
-"""Of the files; another one makes them again."""
+"""Version of the files; another one makes them again."""
 
 
 class LatentData(FlowData):
@@ -118,7 +118,7 @@ class LatentData(FlowData):
 
     @cached_property
     def digest(self) -> str:
-        """Of the autoencoder's weights."""
+        """A digest of the autoencoder's weights."""
         total = hashlib.sha256()
         for name, value in sorted(cast(nn.Module, self.network).state_dict().items()):
             total.update(name.encode())
@@ -135,7 +135,7 @@ class LatentData(FlowData):
 
     @property
     def folder(self) -> Path:
-        """Where the latents lie, named by what they are of."""
+        """The folder of the latents, named by the images and the autoencoder."""
         of = {
             "images": [self.images.fingerprint, self.images.splits, self.num_classes],
             "flip": self.flip,
@@ -199,7 +199,7 @@ class LatentData(FlowData):
 
     @cached_property
     def scale(self) -> float:
-        """What latents are multiplied by."""
+        """The factor of (1)."""
         return self.store.inverse_std if self.given_scale is None else self.given_scale
 
     # -- batches --------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Coupling(ABC):
     """True where training pairs come from a potential that `fit` finds once, for a fixed set as a whole."""
 
     ot_batch_size: int | None = None
-    """How many points are paired at a time; None for those of a global batch."""
+    """Number of points that are paired at a time; None for those of a global batch."""
 
     @abstractmethod
     def pairs(

@@ -149,7 +149,7 @@ class Climb:
         return reg
 
     def spread(self) -> float:
-        """How much |x0 - x_k|^2 varies with k, at most of the first thousand points."""
+        """Standard deviation of |x0 - x_k|^2 over k, at most of the first thousand points."""
         x0, _ = self.draw(256, "spread")
         flat = self.x1[:1000].flatten(1)
         costs = flat.square().sum(1) - 2 * x0.flatten(1) @ flat.T

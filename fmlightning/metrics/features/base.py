@@ -118,7 +118,7 @@ class FeatureMetric(Judge):
         """Take from the real images what `compute` needs."""
 
     def layers(self, x: Points) -> Layers:
-        """What the network says of images."""
+        """The layers of the network for images."""
         assert self.network is not None
         return self.network.layers(quantise(x, self.num_bins), self.num_bins)
 

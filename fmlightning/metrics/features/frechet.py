@@ -165,7 +165,7 @@ def extrapolated(reference: FeatureGaussian, features: Features) -> float:
 def interval(
     reference: FeatureGaussian, features: Features, distance: float, resamplings: int
 ) -> tuple[float, float]:
-    """What the distance at this n may be for other samples of the model: the spread under resampling.
+    """Spread of the distance at this n over other samples of the model, by resampling.
 
     Resampling repeats images, which adds a bias of its own as large as that of (1): so the spread is taken about its
     mean.

@@ -35,7 +35,7 @@ class FeatureNetwork(nn.Module, ABC):
     """
 
     name: str
-    """What its scores are called by: `frechet_NAME`, `kid_NAME`."""
+    """Name of its scores: `frechet_NAME`, `kid_NAME`."""
 
     batch_size = 64
     """Images that it sees at once."""
@@ -51,7 +51,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     @property
     def digest(self) -> str:
-        """Of what the features depend on, for the names of files."""
+        """A digest of all that the features depend on, for the names of files."""
         total = hashlib.sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
         for name, value in self.state_dict().items():
             total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -166,5 +166,5 @@ def verified(path: Path, sha256: str | None) -> WeightsFile:
 
 
 def published() -> str:
-    """How the digest of the published file begins."""
+    """The first digits of the digest of the published file."""
     return WEIGHTS.rsplit("-", 1)[-1].removesuffix(".pth")

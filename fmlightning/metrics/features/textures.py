@@ -55,7 +55,7 @@ class Textures(FeatureNetwork):
 
 
 def differences(x: Tensor) -> Iterator[Tensor]:
-    """Of neighbours across, down, and across of those down."""
+    """Differences of neighbours across, down, and across of those down."""
     yield x.diff(dim=3)
     yield x.diff(dim=2)
     yield x.diff(dim=2).diff(dim=3)
