@@ -3,7 +3,6 @@
 Nothing is fetched unless a config asks for it, and nothing is unpickled whose published checksum has not been verified.
 """
 
-import hashlib
 import os
 import socket
 import tarfile
@@ -36,15 +35,15 @@ def verify(title: str, files: Sequence[tuple[Path, str]]) -> None:
     """Hold files against their published md5.
 
     Raises:
-        ValueError: one is not what was published. It is a pickle, and reading it could run its code.
+        ValueError: one is not what was published. Of a pickle, reading it could run its code.
     """
+    from torchvision.datasets.utils import check_integrity
+
     for path, published in files:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != published:
+        if not check_integrity(path, published):
             raise ValueError(
-                f"{path} is not the published file of {title}: its md5 is {found} and not {published}. "
-                "It was not read; remove it and fetch it again"
+                f"{path} is not the published file of {title}, whose md5 is {published}. It was not read; remove it "
+                "and fetch it again"
             )
 
 
