@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -152,6 +153,12 @@ class FlowData(LightningDataModule):
         if self.trainer is None:
             return self.default_shard
         return Shard(self.trainer.global_rank, self.trainer.world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that batches are made on."""
+        trainer = (self.parent or self).trainer
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
     def setup(self, stage: str) -> None:
         """Refuse what the number of processes does not allow, before any stage."""

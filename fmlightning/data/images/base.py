@@ -156,12 +156,6 @@ class ImageData(FlowData):
     def steps_per_epoch(self) -> int:
         return self.order.steps_per_epoch
 
-    @property
-    def device(self) -> torch.device:
-        """The device that batches are made on."""
-        trainer = (self.parent or self).trainer
-        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
-
     # -- training -------------------------------------------------------------------------------
 
     def train_batch(self, step: int, rows: slice) -> Batch:

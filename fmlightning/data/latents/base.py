@@ -188,14 +188,9 @@ class LatentData(FlowData):
     @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
         """Mean and standard deviation of the latents, (B, 2, *event_shape), on the CPU."""
-        device = self.working_device
-        cast(nn.Module, self.network).to(device)
-        pairs = [self.network.encode(part.to(device)) for part in x.split(AT_ONCE)]
+        cast(nn.Module, self.network).to(self.device)
+        pairs = [self.network.encode(part.to(self.device)) for part in x.split(AT_ONCE)]
         return torch.cat([torch.stack(pair, 1).float().cpu() for pair in pairs])
-
-    @property
-    def working_device(self) -> torch.device:
-        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     @cached_property
     def scale(self) -> float:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fmlightning.metrics.features.networks import FeatureNetwork, Layers, Pixels
 
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (1 / 2, 0, -1 / 2), (-1 / 4, 1 / 2, -1 / 4))
-SEEN = 1.0
+VISIBLE = 1.0
 SMALLEST = 4
 """Images are halved down to this many pixels; smaller ones have too few differences to average."""
 
@@ -49,7 +49,7 @@ class Textures(FeatureNetwork):
         x = torch.einsum("oc,bchw->bohw", self.opponent, images.expand(-1, 3, -1, -1).float())
         parts = [x.mean((2, 3)) / 32]
         while min(x.shape[2:]) >= SMALLEST:
-            parts += [statistic for d in differences(x) for statistic in said_of(d)]
+            parts += [statistic for d in differences(x) for statistic in statistics(d)]
             x = F.avg_pool2d(x, 2)
         return {"features": torch.cat(parts, 1)}
 
@@ -61,7 +61,7 @@ def differences(x: Tensor) -> Iterator[Tensor]:
     yield x.diff(dim=2).diff(dim=3)
 
 
-def said_of(d: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(d: Tensor) -> tuple[Tensor, Tensor]:
     """Energy (1) and sparsity (2) of differences (B, C, H, W), each (B, C)."""
-    energy = (d.square().mean((2, 3)) + SEEN).log()
-    return energy, (d.abs().mean((2, 3)) + SEEN).log() - energy / 2
+    energy = (d.square().mean((2, 3)) + VISIBLE).log()
+    return energy, (d.abs().mean((2, 3)) + VISIBLE).log() - energy / 2
