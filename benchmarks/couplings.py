@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fmlightning.flow.couplings import Entropic, MinibatchOT, Potential, squared_distances
 from fmlightning.flow.couplings.exact import fastest
-from fmlightning.flow.couplings.prices import priced, without_least
+from fmlightning.flow.couplings.warm_start import warm_started, without_least
 from fmlightning.flow.keys import Key
 from fmlightning.flow.toys import EightGaussians, Moons
 
@@ -106,7 +106,7 @@ def of_prices(law: Law, size: int, repeats: int) -> dict[str, Any]:
         return torch.from_numpy(linear_sum_assignment(reduced.numpy())[1])
 
     def with_prices(cost: Tensor) -> Tensor:
-        return torch.from_numpy(linear_sum_assignment(priced(cost).numpy())[1])
+        return torch.from_numpy(linear_sum_assignment(warm_started(cost).numpy())[1])
 
     for cost in costs:
         if not torch.equal(without(cost), with_prices(cost)):

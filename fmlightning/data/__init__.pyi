@@ -1,3 +1,4 @@
+from .dataset import DatasetData as DatasetData
 from .images.celeba import CelebAData as CelebAData
 from .images.digits import DigitsData as DigitsData
 from .images.folders import FolderData as FolderData

@@ -1,4 +1,4 @@
-r"""What every DataModule of the library has in common.
+r"""The interface of every DataModule of the library.
 
 A DataModule states its splits, the shape of a sample and the number of classes before any data is read, and
 gives batches `{"x1": (B, *S), "y": (B,)?}` whose order, noise and augmentation are keyed.
@@ -42,15 +42,15 @@ class FlowData(LightningDataModule):
     """The shape of one sample."""
 
     num_classes: int = 0
-    """How many labels there are; 0 means none."""
+    """Number of labels; 0 means none."""
 
     num_bins: int | None = None
-    """How many values L a pixel has, for images scaled as x = 2 (k + u) / L - 1; None for other data."""
+    """Number L of values of a pixel, for images scaled as x = 2 (k + u) / L - 1; None for other data."""
 
     class_names: tuple[str, ...] = ()
 
     paired: bool = False
-    """Whether batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
+    """True where batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ class FlowData(LightningDataModule):
         self.key = Key(seed).fold("data")
         self.start = 0
         self.pool_size = 0
-        """How many held-out samples are paired with their x0 at a time; 0 pairs none."""
+        """Number of held-out samples that are paired with their x0 at a time; 0 pairs none."""
         self.pair: Callable[[Callable[[int], Batch]], StepBatches] | None = None
-        """What makes paired batches of a step's batches, where x0 depends on x1."""
+        """Makes paired batches of a step's batches, where x0 depends on x1."""
         self.pairs: StepBatches | None = None
         self.default_shard = Shard()
         """This process's share where no trainer says so."""
@@ -74,7 +74,7 @@ class FlowData(LightningDataModule):
     @property
     @abstractmethod
     def splits(self) -> dict[str, str]:
-        """What train, validation and test are, in words."""
+        """Descriptions of train, validation and test."""
 
     @property
     @abstractmethod
@@ -91,9 +91,9 @@ class FlowData(LightningDataModule):
 
     @abstractmethod
     def eval_samples(self, split: str) -> Batch:
-        """A whole fixed set: "val" or "test", held out, or "reference", which judges compare with.
+        """A whole fixed set: "val" or "test", held out, or "reference", which metrics compare with.
 
-        The reference is the training data, or as many fresh samples of a law as the test set has.
+        The reference is the training data, or as many fresh samples of a distribution as the test set has.
         """
 
     def require_fixed_set(self) -> None:
@@ -147,11 +147,11 @@ class FlowData(LightningDataModule):
 
     @property
     def pixel_data(self) -> "FlowData":
-        """The data that judges and pictures compare with: itself, or the images that latents stand for."""
+        """The data that metrics and figures compare with: itself, or the images that latents stand for."""
         return self
 
     def decode(self, x: Tensor) -> Tensor:
-        """Generated samples as judges and pictures see them, (B, *pixel_data.event_shape)."""
+        """Generated samples as metrics and figures take them, (B, *pixel_data.event_shape)."""
         return x
 
     def attach_to(self, parent: "FlowData") -> None:
@@ -170,6 +170,12 @@ class FlowData(LightningDataModule):
         if self.trainer is None:
             return self.default_shard
         return Shard(self.trainer.global_rank, self.trainer.world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that batches are made on."""
+        trainer = (self.parent or self).trainer
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
     def setup(self, stage: str) -> None:
         """Refuse what the number of processes does not allow, before any stage."""
@@ -202,7 +208,7 @@ class FlowData(LightningDataModule):
         self.end_pairs()
 
     def eval_batches(self, split: str) -> Blocks:
-        """What `eval_samples` gives whole, in this process's blocks, for sets that fit into no memory."""
+        """The samples of `eval_samples` in this process's blocks, for sets that do not fit into memory."""
         return EvalBatches(self.eval_samples(split), self.eval_block, self.shard)
 
     @property
@@ -217,7 +223,7 @@ class FlowData(LightningDataModule):
         return self.eval_samples(split)
 
     def preview(self, split: str, size: int) -> Batch:
-        """At least `size` of `eval_samples`, spread over the set, or all, for pictures."""
+        """At least `size` of `eval_samples`, spread over the set, or all, for figures."""
         return self.eval_samples(split)
 
     def val_dataloader(self) -> Blocks:

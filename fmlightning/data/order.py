@@ -1,4 +1,4 @@
-r"""In what order training sees the data, as a pure function of (seed, step).
+r"""The order of training data, as a pure function of (seed, step).
 
 The order does not know how many processes there are: step n uses one global batch, and each process takes
 its contiguous rows of it. It has no state either: to resume at step n is to ask for step n.
@@ -17,7 +17,7 @@ from fmlightning.flow.keys import Key
 
 Batch = dict[str, Tensor]
 
-TOGETHER = 2**13
+NUMBERS_PER_DRAW = 2**13
 """Numbers that are drawn at once: as many as take longer than to start a generator and to call what shapes them."""
 
 
@@ -80,8 +80,8 @@ def permutation(size: int, key: Key) -> Tensor:
 
 
 def steps_per_draw(shape: Sequence[int]) -> int:
-    """How many steps' numbers are drawn at once, by the shape of a global batch; 1 for images."""
-    return max(1, TOGETHER // math.prod(shape))
+    """Number of steps whose random numbers are drawn at once, by the shape of a global batch; 1 for images."""
+    return max(1, NUMBERS_PER_DRAW // math.prod(shape))
 
 
 def shared_blocks(index: Tensor, batch_size: int, shard: Shard) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Points of one's own, read from a file: as data or as the source, like any toy law."""
+"""Points of one's own, read from a file: as data or as the source, like any toy distribution."""
 
 import csv
 import hashlib

@@ -12,12 +12,12 @@ from fmlightning.flow.toys import Moons
 
 
 class ToyData(FlowData):
-    """A toy law, drawn afresh at every step, or a finite sample of it.
+    """A toy distribution, drawn afresh at every step, or a finite sample of it.
 
-    Validation and test are fixed samples of the law, drawn from their own keys.
+    Validation and test are fixed samples of the distribution, drawn from their own keys.
 
     Args:
-        target: the law of the data.
+        target: the distribution of the data.
         batch_size: samples in a training step, over all processes.
         train_size: size of a finite training set; null draws new points at every step.
         val_size: held-out points for validation.
@@ -93,7 +93,7 @@ class ToyData(FlowData):
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps' points are drawn at once."""
+        """Number of steps whose points are drawn at once."""
         return steps_per_draw((self.batch_size, *self.event_shape))
 
     def new_points(self, group: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
-r"""Laws one can draw from: what a flow starts at.
+r"""Distributions that can be drawn from: where a flow starts.
 
-A law is a map of uniform and normal numbers to points, so that it can be drawn in two ways: a whole batch
+A distribution is a map of uniform and normal numbers to points, so that it can be drawn in two ways: a whole batch
 from one generator (`sample`), or row by row from keyed streams (`sample_keyed`), where row i is the same in any batch.
 """
 
@@ -17,16 +17,16 @@ from fmlightning.flow.shapes import PerSample, Points
 
 
 class Source(ABC):
-    """A law p0 or q. `num_uniforms` and `transform` define it; `log_prob` where it is known."""
+    """A distribution p0 or q. `num_uniforms` and `transform` define it; `log_prob` where it is known."""
 
     num_uniforms: int = 0
-    """How many uniform numbers one sample takes, beside one normal number for each of its dimensions."""
+    """Uniform numbers that one sample takes, beside one normal number for each of its dimensions."""
 
     event_shape: tuple[int, ...] | None = None
-    """The shape of one sample, or None if the law exists in every shape."""
+    """The shape of one sample, or None if the distribution exists in every shape."""
 
     gaussian: bool = False
-    """Whether the law is N(0, I), which scores and stochastic samplers need."""
+    """True for N(0, I), which scores and stochastic samplers need."""
 
     paired: bool = False
     """True where each x0 comes with its x1, from the data: there is nothing to draw."""
@@ -39,7 +39,7 @@ class Source(ABC):
         """Log-density in nats.
 
         Raises:
-            ValueError: the density of this law is not known.
+            ValueError: the density of this distribution is not known.
         """
         raise ValueError(
             f"{type(self).__name__} has no known density; use a source that has one, such as Gaussian"
@@ -67,7 +67,7 @@ class Source(ABC):
         return self.transform(u, streams.normal(event_shape, dtype=dtype))
 
     def part(self, split: str) -> "Source":
-        """The law that a split of the data is drawn from: itself, unless it is a finite set that is shared out."""
+        """The distribution of a split of the data: itself, unless it is a finite set that is shared out."""
         return self
 
     def check(self, shape: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Gaussian(Source):
-    """The standard normal law N(0, I), in any shape."""
+    """The standard normal distribution N(0, I), in any shape."""
 
     gaussian = True
 
@@ -116,7 +116,7 @@ class PairedSource(Source):
         Raises:
             ValueError: always.
         """
-        raise ValueError("x0 comes with the data: there is no law to draw it from")
+        raise ValueError("x0 comes with the data: there is no distribution to draw it from")
 
     def sample_keyed(
         self, streams: KeyedStreams, event_shape: Sequence[int], dtype: torch.dtype = torch.float32

@@ -1,4 +1,4 @@
-r"""Toy laws in the plane: any may be the source or the data of a flow.
+r"""Toy distributions in the plane: any may be the source or the data of a flow.
 
 Each is vectorised, keyed, and carries its parameters, because the literature draws each in several
 geometries. The defaults are those of the TorchCFM tutorials.
@@ -15,7 +15,7 @@ from fmlightning.flow.sources import Source
 
 
 class Toy(Source):
-    """A law in the plane."""
+    """A distribution in the plane."""
 
     event_shape = (2,)
 

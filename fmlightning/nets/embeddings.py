@@ -1,4 +1,4 @@
-r"""How time and class enter a network, and dropout with keyed masks.
+r"""Embeddings of time and class, and dropout with keyed masks.
 
 A time t in [0, 1] becomes n sines and n cosines at log-spaced frequencies:
 

@@ -1,4 +1,4 @@
-r"""How large a network is: its parameters, and the multiply-adds of one call for one sample.
+r"""Size of a network: its parameters, and the multiply-adds of one call for one sample.
 
 Of the operations, the products of matrices are counted: linear layers, convolutions and attention. A multiply-add
 is one operation, as in the papers on these networks, which write "FLOPs" for it; counts of hardware have two.

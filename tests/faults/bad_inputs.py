@@ -221,6 +221,11 @@ OPTIONS = {
     "test data below 0": option("data.test_size=-1", "at least 1"),
     "blocks of 0": option("data.eval_batch_size=0", "at least 1"),
     "epochs of 0": option("data.steps_per_epoch=0", "at least 1"),
+    "items that are no tensors": several(
+        "data=DatasetData data.train=torchvision.datasets.FakeData",
+        "data.train=FakeData: item 0",
+        "PILToTensor",
+    ),
     "law for digits": Row(
         (*DIGITS, "--data.target=Moons"), ("--data.target", "unknown option", "--data.help")
     ),

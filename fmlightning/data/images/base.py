@@ -1,6 +1,6 @@
-r"""Images as points of a flow: what all data sets of pictures have in common.
+r"""Images as points of a flow: what all image data sets have in common.
 
-A picture of bytes k becomes x = 2 (k + u) / 256 - 1, (C, H, W) in [-1, 1], mirrored or not. The noise u and the
+An image of bytes k becomes x = 2 (k + u) / 256 - 1, (C, H, W) in [-1, 1], mirrored or not. The noise u and the
 mirroring are keyed by epoch and sample: they do not depend on the batch, the process or the device.
 """
 
@@ -37,13 +37,13 @@ OnCorrupt = Literal["fail", "skip"]
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How pictures that are not held in memory are read.
+    """Options of reading images that are not held in memory.
 
     Args:
         on_corrupt: what to do about a file that is no image: `fail` names it and stops; `skip` names it and takes
-            the next good picture of the epoch's order in its place.
+            the next good image of the epoch's order in its place.
         num_workers: processes that read ahead; the batches do not depend on it. 0 reads in the training process.
-        in_memory: whether to read all pictures at the start and hold them as bytes.
+        in_memory: whether to read all images at the start and hold them as bytes.
     """
 
     on_corrupt: OnCorrupt = "fail"
@@ -61,12 +61,12 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class Splits:
-    """Pictures with their splits.
+    """Images with their splits.
 
     Args:
-        sets: the pictures for `train` and `test`, and for `val` if it has pictures of its own.
+        sets: the images for `train` and `test`, and for `val` if it has images of its own.
         names: the classes, empty without labels.
-        reading: how pictures that are not held in memory are read.
+        reading: how images that are not held in memory are read.
     """
 
     sets: dict[str, ImageDataset]
@@ -75,22 +75,24 @@ class Splits:
 
 
 class ImageData(FlowData):
-    """A collection of pictures as training data.
+    """A collection of images as training data.
 
     Args:
-        collection: the pictures.
+        collection: the images.
         batch_size: samples in a training step, over all processes.
         labelled: whether batches carry the class y.
-        flip: whether training mirrors every picture left to right with probability one half, keyed.
+        flip: whether training mirrors every image left to right with probability one half, keyed.
         dequantise: whether training adds u ~ U(0, 1) to the 256 pixel values k; if not, pixels stand at the middle of
-            their bin, u = 1/2. Held-out pictures always have it, so that bits per dimension mean something.
-        val_size: pictures taken from the training set for validation, the same for every seed; 0 trains on all and
+            their bin, u = 1/2. Held-out images always have it, so that bits per dimension mean something.
+        val_size: images taken from the training set for validation, the same for every seed; 0 trains on all and
             validates on the test set.
         eval_batch_size: samples in a block of validation or testing.
         seed: of the order, the noise and the flips; the command line sets it to `seed_everything`.
     """
 
-    num_bins = NUM_BINS
+    num_bins: int | None = NUM_BINS
+    samples = "images"
+    """The name of its samples."""
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class ImageData(FlowData):
         if val_size:
             self.sets["train"], self.sets["val"] = hold_out(sets["train"], val_size, "val_size")
         if self.reading.in_memory:
-            self.sets = {name: self.hold(pictures) for name, pictures in self.sets.items()}
+            self.sets = {name: self.hold(images) for name, images in self.sets.items()}
         self.sets.setdefault("val", self.sets["test"])
         self.class_names = names if labelled else ()
         if labelled:
@@ -122,12 +124,12 @@ class ImageData(FlowData):
         self.order = Order(len(self.sets["train"]), batch_size, self.key)
 
     def check_labels(self, classes: int) -> None:
-        for name, pictures in self.sets.items():
-            if pictures.labels is None:
+        for name, images in self.sets.items():
+            if images.labels is None:
                 raise ValueError(
                     f"data.labelled=true: {self.title} has no labels for {name}; set data.labelled=false"
                 )
-            low, high = int(pictures.labels.min()), int(pictures.labels.max())
+            low, high = int(images.labels.min()), int(images.labels.max())
             if low < 0 or high >= classes:
                 raise ValueError(
                     f"{self.title}: the labels of {name} run from {low} to {high}, and there are {classes} classes; "
@@ -141,10 +143,10 @@ class ImageData(FlowData):
 
     @property
     def splits(self) -> dict[str, str]:
-        words = {name: f"{len(self.sets[name])} images" for name in ("train", "val", "test")}
+        words = {n: f"{len(self.sets[n])} {self.samples}" for n in ("train", "val", "test")}
         words["train"] += f" of {self.title}"
         if self.sets["val"] is self.sets["test"]:
-            words["val"] = "the test images: data.val_size=0 holds out none for validation"
+            words["val"] = f"the test {self.samples}: data.val_size=0 holds out none for validation"
         return words
 
     @cached_property
@@ -155,12 +157,6 @@ class ImageData(FlowData):
     def steps_per_epoch(self) -> int:
         return self.order.steps_per_epoch
 
-    @property
-    def device(self) -> torch.device:
-        """Where batches are made."""
-        trainer = (self.parent or self).trainer
-        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
-
     # -- training -------------------------------------------------------------------------------
 
     def train_batch(self, step: int, rows: slice) -> Batch:
@@ -170,11 +166,11 @@ class ImageData(FlowData):
         return self.points(block, noise, self.key.fold("flip", epoch) if self.flip else None)
 
     def train_reader(self, rows: slice) -> Callable[[int], ImageBatch]:
-        pictures = self.sets["train"]
-        if isinstance(pictures, InMemoryImages):
-            return TrainReader(pictures.on(self.device), self.order, rows, False).read
+        images = self.sets["train"]
+        if isinstance(images, InMemoryImages):
+            return TrainReader(images.on(self.device), self.order, rows, False).read
         if self.ahead is None or self.ahead[0] != rows:
-            reader = TrainReader(pictures, self.order, rows, self.reading.skip)
+            reader = TrainReader(images, self.order, rows, self.reading.skip)
             self.ahead = rows, self.read_ahead(reader)
         return self.ahead[1]
 
@@ -184,7 +180,7 @@ class ImageData(FlowData):
     def teardown(self, stage: str) -> None:
         self.ahead = None  # its workers end
 
-    # -- held-out pictures ------------------------------------------------------------------------
+    # -- held-out images ------------------------------------------------------------------------
 
     def eval_batches(self, split: str) -> Blocks:
         index = torch.arange(len(self.split(split)))
@@ -203,7 +199,7 @@ class ImageData(FlowData):
         return self.collect(split, torch.tensor(spread(len(self.split(split)), size)))
 
     def collect(self, split: str, index: Tensor) -> Batch:
-        """Some pictures of a fixed set, on the CPU."""
+        """Some images of a fixed set, on the CPU."""
         blocks = ImageBlocks(self, split, index.split(self.eval_batch_size))
         parts = [{name: value.cpu() for name, value in batch.items()} for batch in blocks]
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "index"}
@@ -217,16 +213,16 @@ class ImageData(FlowData):
         return self.sets["train" if name == "reference" else name]
 
     def fixed_reader(self, split: str, blocks: tuple[Tensor, ...]) -> Callable[[int], ImageBatch]:
-        pictures = self.split(split)
-        if isinstance(pictures, InMemoryImages):
-            return FixedReader(pictures.on(self.device), blocks, False).read
-        reader = FixedReader(pictures, blocks, self.reading.skip)
+        images = self.split(split)
+        if isinstance(images, InMemoryImages):
+            return FixedReader(images.on(self.device), blocks, False).read
+        reader = FixedReader(images, blocks, self.reading.skip)
         return self.read_ahead(reader, len(blocks))
 
-    def hold(self, pictures: ImageDataset) -> InMemoryImages:
-        """The same pictures in memory; in place of a bad one, the next good one."""
-        blocks = torch.arange(len(pictures)).split(64)
-        read = self.read_ahead(FixedReader(pictures, blocks, self.reading.skip), len(blocks))
+    def hold(self, images: ImageDataset) -> InMemoryImages:
+        """The same images in memory; in place of a bad one, the next good one."""
+        blocks = torch.arange(len(images)).split(64)
+        read = self.read_ahead(FixedReader(images, blocks, self.reading.skip), len(blocks))
         parts = [self.warn_corrupt(read(number)) for number in range(len(blocks))]
         labels = [part.y for part in parts if part.y is not None]
         return InMemoryImages(
@@ -236,21 +232,26 @@ class ImageData(FlowData):
     # -- from bytes to points -----------------------------------------------------------------------
 
     def points(self, block: ImageBatch, noise: Key | None, flip: Key | None = None) -> Batch:
-        """The pictures of a block on the device, scaled, and mirrored by `flip`."""
+        """The images of a block on the device, scaled, and mirrored by `flip`."""
         index = block.index.to(self.device)
         pixels = block.pixels.to(self.device, non_blocking=True)
         if flip is not None:
             mirrored = (flip.streams(index).bits(1) & 1 == 1)[:, :, None, None]
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        if noise is None:
-            u = torch.full(pixels.shape, 0.5, device=self.device)
-        else:
-            # in float32 a larger u would carry k + u to the next level
-            u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
-        batch = {"x1": dequantise(pixels, u, NUM_BINS)}
+        batch = {"x1": self.scaled(pixels, index, noise)}
         if self.num_classes and block.y is not None:
             batch["y"] = block.y.to(self.device)
         return batch
+
+    def scaled(self, pixels: Tensor, index: Tensor, noise: Key | None) -> Tensor:
+        """Pixel values as points of [-1, 1], each at a place in its bin that `noise` draws, or in the middle."""
+        if noise is None:
+            u = torch.full(pixels.shape, 0.5, device=self.device)
+        else:
+            # in float32 a larger u would carry k + u to the next bin
+            u = noise.streams(index).uniform(self.event_shape).clamp_(max=1 - 2.0**-16)
+        assert self.num_bins is not None
+        return dequantise(pixels, u, self.num_bins)
 
     def warn_corrupt(self, block: ImageBatch) -> ImageBatch:
         """Name each bad file once, the first few at least, and count them."""

@@ -1,4 +1,4 @@
-"""Sets of pictures, by number: bytes and labels, held whole in memory or read from files as they are asked for."""
+"""Sets of images, by number: bytes and labels, held whole in memory or read from files as they are asked for."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -21,28 +21,28 @@ PROBES = 64
 
 
 class ImageBatch(NamedTuple):
-    """Pictures of one step."""
+    """Images of one step."""
 
     pixels: UInt8[Tensor, "B C H W"]
     y: Labels | None
     index: Labels  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     """The samples that were asked for, from which flips and noise are keyed."""
     bad: tuple[str, ...] = ()
-    """What could not be read, and was replaced."""
+    """Messages about files that could not be read, and were replaced."""
 
 
 class ImageDataset(ABC):
-    """Pictures of one shape (C, H, W), and their labels where there are any."""
+    """Images of one shape (C, H, W), and their labels where there are any."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     labels: Labels | None
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def picture(self, number: int) -> UInt8[Tensor, "C H W"]:
-        """One picture.
+    def image(self, number: int) -> UInt8[Tensor, "C H W"]:
+        """One image.
 
         Raises:
             BadImage: it cannot be read.
@@ -56,10 +56,10 @@ class ImageDataset(ABC):
         """A digest of pixels and labels, or of as much of them as is read within seconds."""
 
     def read(self, order: Labels, positions: Sequence[int], skip: bool) -> ImageBatch:
-        """The pictures at some places of an order; in place of a bad one, the next good one of that order.
+        """The images at some places of an order; in place of a bad one, the next good one of that order.
 
         Raises:
-            BadImage: a picture cannot be read and `skip` is false, or there is no good one.
+            BadImage: an image cannot be read and `skip` is false, or there is no good one.
         """
         bad: list[str] = []
         found = [self.next_good(order, position, skip, bad) for position in positions]
@@ -74,7 +74,7 @@ class ImageDataset(ABC):
         for place in range(position, position + len(order)):
             number = int(order[place % len(order)])
             try:
-                return number, self.picture(number)
+                return number, self.image(number)
             except BadImage as error:
                 if not skip:
                     raise
@@ -83,7 +83,7 @@ class ImageDataset(ABC):
 
 
 class InMemoryImages(ImageDataset):
-    """Pictures held as one tensor of bytes, (N, C, H, W)."""
+    """Images held as one tensor of bytes, (N, C, H, W)."""
 
     def __init__(self, pixels: UInt8[Tensor, "N C H W"], labels: Labels | None) -> None:
         self.pixels, self.labels = pixels, labels
@@ -93,7 +93,7 @@ class InMemoryImages(ImageDataset):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def picture(self, number: int) -> Tensor:
+    def image(self, number: int) -> Tensor:
         return self.pixels[number]
 
     def subset(self, index: Labels) -> Self:
@@ -140,7 +140,7 @@ class ImageFiles(ImageDataset):
     def path(self, number: int) -> str:
         return f"{self.folder}/{self.names[number].decode('utf-8', 'surrogateescape')}"
 
-    def picture(self, number: int) -> Tensor:
+    def image(self, number: int) -> Tensor:
         path = self.path(number)
         return self.decoder(path, path)
 
@@ -151,7 +151,7 @@ class ImageFiles(ImageDataset):
         return chosen
 
     def digest(self) -> str:
-        """Of all names and labels, and of the bytes of a few files spread over the set."""
+        """A digest of all names and labels, and of the bytes of a few files spread over the set."""
         total = hashlib.sha256(repr(self.decoder).encode() + b"\0".join(self.names.tolist()))
         if self.labels is not None:
             total.update(self.labels.numpy().tobytes())
@@ -162,7 +162,7 @@ class ImageFiles(ImageDataset):
 
 
 def digest(*tensors: Tensor | None) -> str:
-    """Of shapes and contents."""
+    """A digest of shapes and contents."""
     total = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
@@ -176,15 +176,15 @@ def spread(size: int, count: int) -> list[int]:
     return sorted({i * (size - 1) // max(count - 1, 1) for i in range(count)}) if size else []
 
 
-def hold_out(pictures: ImageDataset, size: int, option: str) -> tuple[ImageDataset, ImageDataset]:
-    """What is left of a set, and `size` pictures of it; always the same ones, whatever the seed.
+def hold_out(images: ImageDataset, size: int, option: str) -> tuple[ImageDataset, ImageDataset]:
+    """The rest of a set, and `size` images of it; always the same ones, whatever the seed.
 
     Raises:
-        ValueError: there is no picture left, or none is held out.
+        ValueError: there is no image left, or none is held out.
     """
-    if not 0 < size < len(pictures):
+    if not 0 < size < len(images):
         raise ValueError(
-            f"data.{option}={size} must lie between 1 and {len(pictures) - 1}, one less than the pictures there are"
+            f"data.{option}={size} must lie between 1 and {len(images) - 1}, one less than the images there are"
         )
-    order = torch.randperm(len(pictures), generator=Key(0).fold("held out", option).generator())
-    return pictures.subset(order[size:].sort().values), pictures.subset(order[:size].sort().values)
+    order = torch.randperm(len(images), generator=Key(0).fold("held out", option).generator())
+    return images.subset(order[size:].sort().values), images.subset(order[:size].sort().values)

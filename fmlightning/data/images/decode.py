@@ -20,7 +20,7 @@ from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""What a file may be, whatever it is called: Pillow would hand others to programs outside."""
+"""Formats that are read, whatever a file is called: Pillow would hand others to programs outside."""
 
 DAMAGED = (
     OSError,
@@ -31,7 +31,7 @@ DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises at bytes that are no image."""
+"""Errors that Pillow raises at bytes that are no image."""
 
 
 class BadImage(ValueError):
@@ -40,7 +40,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True)
 class Decoder:
-    """How files become bytes (C, size, size).
+    """Decoding of files to bytes (C, size, size).
 
     Args:
         size: side of the result.

@@ -1,9 +1,8 @@
-"""Where published data sets lie, how they get there, and what is said when they do not.
+"""Published data sets: their folders, their download, and the errors where they are missing.
 
 Nothing is fetched unless a config asks for it, and nothing is unpickled whose published checksum has not been verified.
 """
 
-import hashlib
 import os
 import socket
 import tarfile
@@ -23,7 +22,7 @@ def data_root(root: str | None) -> Path:
 
 
 def absent(title: str, files: Sequence[Path], remedy: str) -> FileNotFoundError:
-    """What is not there, what to do about it, and how to say that it is elsewhere."""
+    """An error that names the missing files, the remedy, and the option for another folder."""
     names = ", ".join(path.name for path in files[:3])
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return FileNotFoundError(
@@ -36,15 +35,15 @@ def verify(title: str, files: Sequence[tuple[Path, str]]) -> None:
     """Hold files against their published md5.
 
     Raises:
-        ValueError: one is not what was published. It is a pickle, and reading it could run its code.
+        ValueError: one is not what was published. Of a pickle, reading it could run its code.
     """
+    from torchvision.datasets.utils import check_integrity
+
     for path, published in files:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != published:
+        if not check_integrity(path, published):
             raise ValueError(
-                f"{path} is not the published file of {title}: its md5 is {found} and not {published}. "
-                "It was not read; remove it and fetch it again"
+                f"{path} is not the published file of {title}, whose md5 is {published}. It was not read; remove it "
+                "and fetch it again"
             )
 
 

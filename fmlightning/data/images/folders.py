@@ -24,7 +24,7 @@ class FolderData(ImageData):
 
     Args:
         folder: where the images are.
-        image_size: side of the pictures.
+        image_size: side of the images.
         channels: 3 for colour, 1 for grey.
         crop: side of the central square that is cut out before shrinking; null for the largest.
         test_size: images held out for testing where the folder has no split for it, the same for every seed.
@@ -110,9 +110,9 @@ def image_files(
         labels += [number] * len(found)
     if not files:
         raise ValueError(f"{folder} has no images; they end in {', '.join(SUFFIXES)}")
-    pictures = ImageFiles(str(folder), files, torch.tensor(labels) if names else None, decoder)
-    check_sizes(pictures)
-    return pictures
+    images = ImageFiles(str(folder), files, torch.tensor(labels) if names else None, decoder)
+    check_sizes(images)
+    return images
 
 
 def subfolders(folder: Path) -> tuple[str, ...]:
@@ -132,13 +132,13 @@ def listed(folder: Path) -> Iterable[str]:
                 yield os.path.relpath(os.path.join(place, file), folder)
 
 
-def check_sizes(pictures: ImageFiles) -> None:
+def check_sizes(images: ImageFiles) -> None:
     """Refuse to enlarge a whole set; a few small images among larger ones are enlarged."""
-    paths = [pictures.path(n) for n in spread(len(pictures), PROBES)]
+    paths = [images.path(n) for n in spread(len(images), PROBES)]
     sizes = {path: size for path in paths if (size := file_size(path))}
-    if sizes and max(min(size) for size in sizes.values()) < pictures.decoder.size:
+    if sizes and max(min(size) for size in sizes.values()) < images.decoder.size:
         path, (width, height) = next(iter(sizes.items()))
         raise ValueError(
-            f"data.image_size={pictures.decoder.size}: the images are smaller, {path} for one is {width} x {height}; "
+            f"data.image_size={images.decoder.size}: the images are smaller, {path} for one is {width} x {height}; "
             f"choose at most {max(min(size) for size in sizes.values())}"
         )

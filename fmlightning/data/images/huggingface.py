@@ -16,7 +16,7 @@ from fmlightning.flow.shapes import Labels
 
 
 class HuggingFaceData(ImageData):
-    """The pictures of a data set of the Hub, cropped at the centre and shrunk.
+    """The images of a data set of the Hub, cropped at the centre and shrunk.
 
     It needs `pip install fmlightning[datasets]`. No code of a data set is run.
 
@@ -25,14 +25,14 @@ class HuggingFaceData(ImageData):
         subset: which of its configurations, where it has several.
         revision: branch, tag or commit; name a commit to be sure of the same data.
         download: whether to ask the Hub; if not, only what is on this machine is used.
-        image_size: side of the pictures.
+        image_size: side of the images.
         channels: 3 for colour, 1 for grey.
         crop: side of the central square that is cut out before shrinking; null for the largest.
-        image_column: the column of pictures; null finds the only one.
+        image_column: the column of images; null finds the only one.
         label_column: the column of classes; null finds the only one.
         train_split: its split for training.
-        test_split: its split for testing; null holds `test_size` pictures out.
-        test_size: pictures held out for testing where `test_split` is null, the same for every seed.
+        test_split: its split for testing; null holds `test_size` images out.
+        test_size: images held out for testing where `test_split` is null, the same for every seed.
         on_corrupt: `fail` stops at a row that is no image and names it; `skip` names it, and takes the next good
             image of the epoch's order in its place.
         num_workers: processes that read ahead; the batches do not depend on it. 0 reads in the training process.
@@ -74,7 +74,7 @@ class HuggingFaceData(ImageData):
             if split not in tables:
                 raise ValueError(
                     f"data.{part}_split={split}: {dataset} has the splits {', '.join(tables)}"
-                    + ("; data.test_split=null holds pictures out" if part == "test" else "")
+                    + ("; data.test_split=null holds images out" if part == "test" else "")
                 )
             table = tables[split]
             column = the_column(table, "image", image_column, dataset)
@@ -104,7 +104,7 @@ class HubRows(ImageDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def picture(self, number: int) -> Tensor:
+    def image(self, number: int) -> Tensor:
         row = int(self.rows[number])
         image = self.images[row][self.column] or {}
         encoded = image.get("bytes")
@@ -119,7 +119,7 @@ class HubRows(ImageDataset):
         return part
 
     def digest(self) -> str:
-        """Of the labels, the row numbers and a few pictures spread over the set."""
+        """A digest of the labels, the row numbers and a few images spread over the set."""
         skip = torch.arange(len(self))
         probes = self.read(skip, spread(len(self), PROBES), skip=True)
         return digest(self.rows, self.labels, probes.pixels)

@@ -29,7 +29,7 @@ class ImageNetData(ImageData):
 
     Args:
         root: folder of the data sets; null is $FMLIGHTNING_DATA or `data`.
-        image_size: side of the pictures.
+        image_size: side of the images.
         layout: which files to read.
         on_corrupt: `fail` stops at a file that is no image and names it; `skip` names it, and takes the next good
             image of the epoch's order in its place.

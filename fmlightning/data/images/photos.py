@@ -26,7 +26,7 @@ class PhotosData(ImageData):
     testing, from vertical bands that do not overlap.
 
     Args:
-        flip: whether training mirrors every picture left to right with probability one half, keyed.
+        flip: whether training mirrors every image left to right with probability one half, keyed.
         **options: those of ImageData.
     """
 
@@ -34,16 +34,13 @@ class PhotosData(ImageData):
 
     def __init__(self, flip: bool = True, **options: Any) -> None:
         photographs = [torch.from_numpy(image.copy()) for image in load_sample_images().images]
-        sets: dict[str, ImageDataset] = {
-            name: shuffled(patches(photographs, name)) for name in BANDS
-        }
+        sets: dict[str, ImageDataset] = {}
+        for name in BANDS:
+            found = patches(photographs, name)
+            # in an order that is always the same, so that the first few are not all of one corner
+            order = torch.randperm(len(found), generator=Key(0).fold("photos").generator())
+            sets[name] = found.subset(order)
         super().__init__(Splits(sets, ("palace", "flower")), flip=flip, **options)
-
-
-def shuffled(pictures: InMemoryImages) -> InMemoryImages:
-    """In an order that is always the same, so that the first few are not all of one corner."""
-    generator = Key(0).fold("photos").generator()
-    return pictures.subset(torch.randperm(len(pictures), generator=generator))
 
 
 def patches(photographs: list[Tensor], split: str) -> InMemoryImages:

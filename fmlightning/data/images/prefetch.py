@@ -1,4 +1,4 @@
-"""Worker processes that read pictures ahead of training.
+"""Worker processes that read images ahead of training.
 
 What a step reads is a function of its number. So workers change how soon a batch is there and nothing else: they
 draw no random number, any number of them gives the same batches, and after a resume the first one is asked for by
@@ -32,7 +32,7 @@ class Reader(Protocol):
 class TrainReader:
     """This process's rows of the global batch of a step."""
 
-    pictures: ImageDataset
+    images: ImageDataset
     order: Order
     rows: slice
     skip: bool
@@ -40,7 +40,7 @@ class TrainReader:
     def read(self, number: int) -> ImageBatch:
         place = self.order.positions(number)
         positions = range(place.start, place.stop)[self.rows]
-        return self.pictures.read(
+        return self.images.read(
             self.order.permutation(self.order.epoch(number)), positions, self.skip
         )
 
@@ -49,13 +49,13 @@ class TrainReader:
 class FixedReader:
     """Blocks of a fixed set, in its own order."""
 
-    pictures: ImageDataset
+    images: ImageDataset
     blocks: tuple[Labels, ...]
     skip: bool
 
     def read(self, number: int) -> ImageBatch:
-        order = torch.arange(len(self.pictures))
-        return self.pictures.read(order, self.blocks[number].tolist(), self.skip)
+        order = torch.arange(len(self.images))
+        return self.images.read(order, self.blocks[number].tolist(), self.skip)
 
 
 @dataclass(frozen=True)

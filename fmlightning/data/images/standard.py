@@ -49,7 +49,7 @@ class MNISTData(ImageData):
 
 
 class FashionMNISTData(ImageData):
-    """70,000 pictures of clothes of 28 x 28 pixels, in ten classes; 60,000 are for training.
+    """70,000 images of clothes of 28 x 28 pixels, in ten classes; 60,000 are for training.
 
     Source: Xiao et al. 2017, arXiv:1708.07747.
 
@@ -76,7 +76,7 @@ class FashionMNISTData(ImageData):
 
 
 class CIFAR10Data(ImageData):
-    """60,000 colour pictures of 32 x 32 pixels, in ten classes; 50,000 are for training.
+    """60,000 colour images of 32 x 32 pixels, in ten classes; 50,000 are for training.
 
     Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 
@@ -93,7 +93,7 @@ class CIFAR10Data(ImageData):
 
 
 class CIFAR100Data(ImageData):
-    """60,000 colour pictures of 32 x 32 pixels, in a hundred classes; 50,000 are for training.
+    """60,000 colour images of 32 x 32 pixels, in a hundred classes; 50,000 are for training.
 
     Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 
@@ -110,14 +110,14 @@ class CIFAR100Data(ImageData):
 
 
 class SVHNData(ImageData):
-    """99,289 house numbers, cut to colour pictures of 32 x 32 pixels; 73,257 are for training.
+    """99,289 house numbers, cut to colour images of 32 x 32 pixels; 73,257 are for training.
 
     Source: Netzer et al. 2011, http://ufldl.stanford.edu/housenumbers/
 
     Args:
         root: folder of the data sets; null is $FMLIGHTNING_DATA or `data`.
         download: whether to fetch what is not there.
-        extra: whether to train on the 531,131 easier pictures as well.
+        extra: whether to train on the 531,131 easier images as well.
         **options: those of ImageData.
     """
 

@@ -1,4 +1,4 @@
-"""Where the autoencoder of a latent data set comes from: trained here, or a file of published weights."""
+"""Autoencoders for latent data sets: trained here, or read from a file of published weights."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class VAE(Protocol):
 
 
 class Autoencoder(ABC):
-    """Settings that lead to a codec."""
+    """Settings that give an autoencoder."""
 
     @abstractmethod
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -43,7 +43,7 @@ class Autoencoder(ABC):
         """
 
     @abstractmethod
-    def codec(self, images: FlowData) -> VAE:
+    def network(self, images: FlowData) -> VAE:
         """The frozen network, on the CPU."""
 
 
@@ -84,7 +84,7 @@ class SmallAutoencoder(Autoencoder):
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return shrunk(image_shape, 2**self.halvings, self.latent_channels)
 
-    def codec(self, images: FlowData) -> VAE:
+    def network(self, images: FlowData) -> VAE:
         key = Key(self.seed).fold("autoencoder")
         with seeded(key):
             network = KLAutoencoder(
@@ -148,7 +148,7 @@ class DiffusersAutoencoder(Autoencoder):
         factor = 2 ** (len(settings["block_out_channels"]) - 1)
         return shrunk(image_shape, factor, settings["latent_channels"])
 
-    def codec(self, images: FlowData) -> VAE:
+    def network(self, images: FlowData) -> VAE:
         self.check_digest()
         try:
             from diffusers import AutoencoderKL
@@ -173,15 +173,15 @@ class DiffusersAutoencoder(Autoencoder):
 
 
 class OfDiffusers(nn.Module):
-    """An AutoencoderKL as a codec."""
+    """An AutoencoderKL of diffusers as a VAE of ours."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        law = cast(Any, self.network).encode(x).latent_dist
-        return law.mean, law.std
+        latent = cast(Any, self.network).encode(x).latent_dist
+        return latent.mean, latent.std
 
     def decode(self, z: Tensor) -> Tensor:
         return cast(Any, self.network).decode(z).sample

@@ -2,9 +2,9 @@ r"""Latents of images as training data: encoded once by a frozen autoencoder, an
 
     x1 = scale (mean + std eps),   eps ~ N(0, I)   or   0                                          (1)
 
-for the mean and standard deviation of the encoder. Means and deviations are kept in files named by the digests of
-images and autoencoder; eps is keyed by epoch and sample. Samples of the flow are decoded, decode(x / scale),
-wherever they are seen: by judges, in pictures, on disk.
+for the mean and standard deviation (std) of the encoder. Means and stds are kept in files named by the digests of
+images and autoencoder; eps is keyed by epoch and sample. Samples of the flow are decoded, decode(x / scale), wherever
+they leave the model: for metrics, in figures, on disk.
 
 Source: Rombach et al. 2022, arXiv:2112.10752, secs. 3.1 and G: the scale, there 1 / std of the latents of one batch.
 """
@@ -33,7 +33,7 @@ AT_ONCE = 64
 """Images encoded or decoded in one call."""
 
 FORMAT = 1
-"""Of the files; another one makes them again."""
+"""Version of the files; another one makes them again."""
 
 
 class LatentData(FlowData):
@@ -111,29 +111,29 @@ class LatentData(FlowData):
     # -- the autoencoder ----------------------------------------------------------------------------
 
     @cached_property
-    def codec(self) -> VAE:
-        return self.autoencoder.codec(self.images)
+    def network(self) -> VAE:
+        return self.autoencoder.network(self.images)
 
     @cached_property
     def digest(self) -> str:
-        """Of the autoencoder's weights."""
+        """A digest of the autoencoder's weights."""
         total = hashlib.sha256()
-        for name, value in sorted(cast(nn.Module, self.codec).state_dict().items()):
+        for name, value in sorted(cast(nn.Module, self.network).state_dict().items()):
             total.update(name.encode())
             total.update(value.cpu().contiguous().numpy().data)
         return total.hexdigest()
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        cast(nn.Module, self.codec).to(x.device)
-        parts = [self.codec.decode(z) for z in (x.float() / self.scale).split(AT_ONCE)]
+        cast(nn.Module, self.network).to(x.device)
+        parts = [self.network.decode(z) for z in (x.float() / self.scale).split(AT_ONCE)]
         return torch.cat(parts) if parts else x.new_zeros(0, *self.images.event_shape)
 
     # -- the files ------------------------------------------------------------------------------------
 
     @property
     def folder(self) -> Path:
-        """Where the latents lie, named by what they are of."""
+        """The folder of the latents, named by the images and the autoencoder."""
         of = {
             "images": [self.images.fingerprint, self.images.splits, self.num_classes],
             "flip": self.flip,
@@ -166,7 +166,7 @@ class LatentData(FlowData):
             self.images.parent = self
 
     def encode_split(self, split: str, folder: Path, name: str) -> None:
-        """Means, deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
+        """Means, standard deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
         size = len(self.images.shapes(split)["x1"])
         labels = []
         with (folder / f"{name}.npy").open("wb") as file:
@@ -183,18 +183,13 @@ class LatentData(FlowData):
     @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
         """Mean and standard deviation of the latents, (B, 2, *event_shape), on the CPU."""
-        device = self.working_device
-        cast(nn.Module, self.codec).to(device)
-        pairs = [self.codec.encode(part.to(device)) for part in x.split(AT_ONCE)]
+        cast(nn.Module, self.network).to(self.device)
+        pairs = [self.network.encode(part.to(self.device)) for part in x.split(AT_ONCE)]
         return torch.cat([torch.stack(pair, 1).float().cpu() for pair in pairs])
-
-    @property
-    def working_device(self) -> torch.device:
-        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     @cached_property
     def scale(self) -> float:
-        """What latents are multiplied by."""
+        """The factor of (1)."""
         return self.store.inverse_std if self.given_scale is None else self.given_scale
 
     # -- batches --------------------------------------------------------------------------------------

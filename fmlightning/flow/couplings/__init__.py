@@ -8,15 +8,15 @@ uniform weights 1/n on both sides and the cost C_ij = |x0_i - x1_j|^2, optimal t
 with the entropy H(P) = -sum_ij P_ij log P_ij. Pairs are indices, so labels and anything else follow the data; the
 data keep their order, j = 0 ... n - 1, wherever the method allows.
 
-In every coupling but `Independent`, x0 depends on x1, and so on a label of x1. A network that is told the label
-would then be trained on another source law than the one it is sampled from: such pairs are refused, and
+In every coupling but `Independent`, x0 depends on x1, and so on a label of x1. A network that takes the label
+would then be trained on another source distribution than the one it is sampled from: such pairs are refused, and
 `ClasswiseOT` is the cure.
 
     exact             MinibatchOT, OTPlanWithReplacement      (1) with reg = 0
     entropic          Entropic, SchrodingerBridgeCoupling     (1) with reg > 0
     unbalanced        UnbalancedOT                            (1) with a price on P' 1 instead of a constraint
     conditional       ClasswiseOT, C2OT                       a cost for pairs whose conditions differ
-    semidiscrete      SemidiscreteOT                          (1) between the law of x0 and the whole data set
+    semidiscrete      SemidiscreteOT                          (1) between the distribution of x0 and the whole data set
 
 Source: Tong et al. 2024, arXiv:2302.00482, secs. 3 and 4; Pooladian et al. 2023, arXiv:2304.14772.
 """

@@ -1,7 +1,7 @@
 r"""Couplings for data with conditions: classes, or numbers.
 
-Sampling draws x0 without looking at the condition c. So training must show every condition the whole law of x0,
-and plain optimal transport does not: it gives each condition the source points that lie near its data. Let the
+Sampling draws x0 without looking at the condition c. So training must show every condition the whole distribution of
+x0, and plain optimal transport does not: it gives each condition the source points that lie near its data. Let the
 source points stand beside the batch, so that x0_i has the condition c_i by chance. Then
 
     C_ij = |x0_i - x1_j|^2 + w f(c_i, c_j)                                                         (1)

@@ -1,4 +1,4 @@
-"""What a coupling is, and what all of them refuse."""
+"""The abstract coupling, and the refusals that all share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fmlightning.flow.shapes import Labels, Points
 from fmlightning.flow.sources import Source
 
 Conditions = Labels | Float[Tensor, "B K"]
-"""What a network is told of each sample: a class, or K numbers."""
+"""Conditions that the network takes with each sample: a class, or K numbers."""
 
 Indices = Int[Tensor, " B"]
 Pairs = tuple[Indices, Indices]
@@ -35,7 +35,7 @@ class Coupling(ABC):
     """True where training pairs come from a potential that `fit` finds once, for a fixed set as a whole."""
 
     ot_batch_size: int | None = None
-    """How many points are paired at a time; None for those of a global batch."""
+    """Number of points that are paired at a time; None for those of a global batch."""
 
     @abstractmethod
     def pairs(
@@ -125,7 +125,7 @@ def refuse_labels(coupling: Coupling, y: Conditions | None) -> None:
 
 
 def coupling_for_labels(name: str) -> str:
-    """What to do instead; a potential of the whole data set has no part for each class."""
+    """The remedy; a potential of the whole data set has no part for each class."""
     whole = "Use ClasswiseOT() or Independent, or leave the labels out."
     return (
         whole

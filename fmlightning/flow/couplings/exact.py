@@ -4,8 +4,8 @@ With weights 1/n on both sides a plan of least cost is a permutation: the assign
 
     min over permutations i of   sum_j C[i_j, j]                                                   (1)
 
-Two solvers find it: scipy's, which adds one pair after the other by a shortest path, from prices that make the paths
-short, and POT's network simplex.
+Two solvers find it: scipy's, which adds one pair after the other by a shortest path, from dual potentials that make the
+paths short, and POT's network simplex.
 
 Source: Crouse 2016, "On implementing 2D rectangular assignment algorithms"; Bonneel et al. 2011, "Displacement
 interpolation using Lagrangian mass transport".
@@ -31,7 +31,7 @@ from fmlightning.flow.couplings.coupling import (
     require_size,
     squared_distances,
 )
-from fmlightning.flow.couplings.prices import priced, without_least
+from fmlightning.flow.couplings.warm_start import warm_started, without_least
 from fmlightning.flow.shapes import Points
 
 Exact = Literal["assignment", "simplex"]
@@ -40,8 +40,8 @@ Method = Literal["fastest", "assignment", "simplex"]
 SIMPLEX_SIZE, SIMPLEX_DIMENSION = 4096, 3
 """From so many points on and up to so many dimensions the simplex is the faster: `benchmarks/couplings.py`."""
 
-PRICED_SIZE = 192
-"""From so many points on the paths that prices save take longer than to find the prices."""
+WARM_START_SIZE = 192
+"""From so many points on a warm start saves more time than it takes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MinibatchOT(Coupling):
     Args:
         ot_batch_size: points that are paired at a time; null is the global batch. A larger one, a multiple of the
             batch, pairs several batches together and then trains on one after the other: closer to the transport of
-            the laws, at a cost of its square and more. A smaller one pairs the batch in blocks, faster.
+            the distributions, at a cost of its square and more. A smaller one pairs the batch in blocks, faster.
         method: assignment (scipy), simplex (POT), or the one that is faster at this size; all find the optimum.
     """
 
@@ -110,7 +110,7 @@ def fastest(size: int, dimension: int) -> Exact:
 def assignment(cost: Matrix) -> Indices:
     """The permutation (1), by shortest augmenting paths."""
     # what is the same in a row or a column changes no assignment
-    reduced = priced(cost) if len(cost) >= PRICED_SIZE else without_least(cost)[0]
+    reduced = warm_started(cost) if len(cost) >= WARM_START_SIZE else without_least(cost)[0]
     columns = torch.from_numpy(linear_sum_assignment(reduced.cpu().numpy())[1])
     return columns.argsort().to(cost.device)
 

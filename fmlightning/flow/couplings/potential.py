@@ -57,5 +57,5 @@ class Potential:
             first += len(x1)
 
     def counts(self, x0: Points, generator: torch.Generator) -> Float[Tensor, " N"]:
-        """How many source points fall into each cell."""
+        """Number of source points in each cell."""
         return torch.bincount(self.targets(x0, generator), minlength=len(self.g)).double()

@@ -1,7 +1,7 @@
-r"""Optimal transport between the law of x0 and the whole data set.
+r"""Optimal transport between the distribution of x0 and the whole data set.
 
-The data are N points x_1 ... x_N of weight 1/N, the source is a law one can draw from. A number g_k for each data
-point, the dual potential, decides where each source point goes,
+The data are N points x_1 ... x_N of weight 1/N, the source is a distribution that can be drawn from. A number
+g_k for each data point, the dual potential, decides where each source point goes,
 
     k(x0) = argmax_k g_k - |x0 - x_k|^2                                                            (1)
 
@@ -84,7 +84,7 @@ class SemidiscreteOT(Coupling):
 
         Args:
             x1: the whole data set, (N, *S).
-            source: the law of x0.
+            source: the distribution of x0.
             key: of the source points that are drawn; the result is a function of it.
 
         Raises:
@@ -149,7 +149,7 @@ class Climb:
         return reg
 
     def spread(self) -> float:
-        """How much |x0 - x_k|^2 varies with k, at most of the first thousand points."""
+        """Standard deviation of |x0 - x_k|^2 over k, at most of the first thousand points."""
         x0, _ = self.draw(256, "spread")
         flat = self.x1[:1000].flatten(1)
         costs = flat.square().sum(1) - 2 * x0.flatten(1) @ flat.T

@@ -10,7 +10,7 @@ P' 1 is the marginal of the data. The plan has the form exp((f_i + g_j - C_ij) /
     f_i = -reg log mean_j exp((g_j - C_ij) / reg)
     g_j = -reg mass / (reg + mass) log mean_i exp((f_i - C_ij) / reg)                              (2)
 
-The source keeps its law, as it must, since sampling draws from it; the data do not.
+The source keeps its distribution, as it must, since sampling draws from it; the data do not.
 
 Source: Chizat et al. 2018, arXiv:1607.05816, sec. 4, with a constraint on one side; for minibatches Eyring et al. 2024,
 arXiv:2311.15100.
@@ -38,7 +38,7 @@ from fmlightning.flow.shapes import Points
 class UnbalancedOT(Coupling):
     """Minibatch optimal transport (1) that leaves outliers of the data out.
 
-    Every source point is used once, and for each a data point is drawn from the plan. The law of x1 is thereby
+    Every source point is used once, and for each a data point is drawn from the plan. The distribution of x1 is thereby
     changed, on purpose: far points of the data are rarer than in the data set, and a model never learns the farthest.
 
     Args:

@@ -1,4 +1,4 @@
-"""Metrics that compare images by the features of a network: the parts that they share."""
+"""Metrics of images through the features of a network: the parts that they share."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

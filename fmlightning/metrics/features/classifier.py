@@ -1,4 +1,4 @@
-"""A small classifier of images: the judge of whether a generated digit is the one that was asked for.
+"""A small classifier of images, which decides whether a generated digit is the one requested.
 
 It is trained once on the reference, seeded, and kept in a file named by the data and by this module's own text.
 """

@@ -39,7 +39,7 @@ class Frechet(FeatureMetric):
     Args:
         features: `inception` gives `fid@N`, and `spatial` `sfid@N`; `digits`, the features of a small classifier
             trained here on the training images, gives `frechet_digits@N` and the classifier's accuracy on the classes
-            asked for; `auto` is inception where its weights are found and digits otherwise; or a network of one's own.
+            named; `auto` is inception where its weights are found and digits otherwise; or a network of one's own.
         num_samples: N, at most the number of held-out images if their score is to stand beside it.
         weights: file of Inception weights; by default $FMLIGHTNING_INCEPTION, then the cache of torch.hub.
         sha256: digest that this file must have; by default it begins as the published one does.
@@ -97,7 +97,7 @@ class Frechet(FeatureMetric):
         self.generated = self.collector(n, keep=self.extrapolate or self.bootstrap > 0)
 
     def collector(self, count: int, keep: bool = False) -> Moments | FeatureBuffer:
-        """The features themselves where they are fewer than their moments would be, or where they are asked for."""
+        """The features themselves where they are fewer than their moments would be, or where they are requested."""
         if keep or count <= self.widths[self.layer]:
             found: Moments | FeatureBuffer = FeatureBuffer()
         else:
@@ -167,7 +167,7 @@ def extrapolated(reference: FeatureGaussian, features: Features) -> float:
 def interval(
     reference: FeatureGaussian, features: Features, distance: float, resamplings: int
 ) -> tuple[float, float]:
-    """What the distance at this n may be for other samples of the model: the spread under resampling.
+    """Spread of the distance at this n over other samples of the model, by resampling.
 
     Resampling repeats images, which adds a bias of its own as large as that of (1): so the spread is taken about its
     mean.

@@ -27,7 +27,7 @@ class FeatureGaussian(NamedTuple):
 
     @classmethod
     def of(cls, features: Float[Tensor, "N D"]) -> "FeatureGaussian":
-        """That of a sample, with N - 1 in the covariance."""
+        """Moments of a sample, with N - 1 in the covariance."""
         features = features.double()
         mean = features.mean(0)
         factor = (features - mean) / (len(features) - 1) ** 0.5

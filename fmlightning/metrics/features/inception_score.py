@@ -1,4 +1,4 @@
-r"""How sure a classifier is of each generated image, and how various its answers are over all.
+r"""Certainty of a classifier about each generated image, and variety of its answers over all.
 
     IS = exp E_x KL(p(y | x) | E_x p(y | x))                                               (1)
 

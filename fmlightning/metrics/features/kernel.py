@@ -3,7 +3,7 @@ r"""The kernel distance between the features of generated and of real images: a 
     k(x, y) = (x . y / D + 1)^3                                                            (1)
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)      (2)
 
-It is taken as the mean over random subsets. It may be slightly negative where the laws are alike.
+It is taken as the mean over random subsets. It may be slightly negative where the distributions are alike.
 
 Source: Binkowski et al. 2018, arXiv:1801.01401.
 """

@@ -1,4 +1,4 @@
-r"""Are generated images of the class that was asked for, as far as their features tell?
+r"""Accuracy of the classes of generated images, by the nearest neighbours of their features.
 
 An image is taken for the class that most of its k nearest training images have, in the space of the features. The rule
 is not trained, and it asks little of the features: rules that weigh them by how they vary between real images are led
@@ -20,7 +20,7 @@ from fmlightning.metrics.reference import ReferenceData
 
 
 class KNNAccuracy(FeatureMetric):
-    """`accuracy_NAME@N`: the part of N images whose neighbours are of the class asked for; beside it, of held-out ones.
+    """`accuracy_NAME@N`: the part of N images whose neighbours are of the class requested; beside it, of held-out ones.
 
     Args:
         features: a network such as Textures, whose name is NAME; or as for Frechet.
@@ -33,7 +33,7 @@ class KNNAccuracy(FeatureMetric):
 
     higher_is_better = by_name(accuracy=True)
     correct: Tensor
-    asked: Tensor
+    requested: Tensor
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class KNNAccuracy(FeatureMetric):
         self.neighbours, self.references = neighbours, references
         self.name = f"accuracy_{self.kind}"
         self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("asked", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("requested", torch.tensor(0), dist_reduce_fx="sum")
 
     def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
         super().check(held_out, y, num_bins)
@@ -96,9 +96,9 @@ class KNNAccuracy(FeatureMetric):
     def update_features(self, layers: Layers, index: Labels, y: Labels | None) -> None:
         if y is not None:
             self.correct += (self.taken_for(layers[self.layer]) == y).sum()
-            self.asked += len(y)
+            self.requested += len(y)
 
     def compute(self) -> dict[str, float]:
-        n = int(self.asked)
-        found = {f"{self.name}@{n}": float(self.correct / self.asked)} if n else {}
+        n = int(self.requested)
+        found = {f"{self.name}@{n}": float(self.correct / self.requested)} if n else {}
         return found | self.real

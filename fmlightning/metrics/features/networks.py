@@ -1,6 +1,6 @@
 r"""Networks whose features stand for images.
 
-A judge compares images by what a network says of them: its `features` (B, D), and where it has them its `logits`
+A metric compares images by what a network says of them: its `features` (B, D), and where it has them its `logits`
 (B, K) and `spatial` features (B, D'). Features of the Inception network as torch-fidelity defines them are those of
 the FID: 2,048 pooled ones from bytes, through the bilinear resize of TensorFlow 1 to 299 pixels.
 
@@ -29,13 +29,13 @@ Pixels = UInt8[Tensor, "B C H W"]
 
 
 class FeatureNetwork(nn.Module, ABC):
-    """A network that judges look through. Its weights must not change.
+    """A network whose layers metrics compare. Its weights must not change.
 
     `forward` takes bytes (B, C, H, W) and gives a dictionary of its layers, `features` among them.
     """
 
     name: str
-    """What its scores are called by: `frechet_NAME`, `kid_NAME`."""
+    """Name of its scores: `frechet_NAME`, `kid_NAME`."""
 
     batch_size = 64
     """Images that it sees at once."""
@@ -46,12 +46,12 @@ class FeatureNetwork(nn.Module, ABC):
     def forward(self, images: Pixels) -> Layers: ...
 
     def shown(self, pixels: Pixels, num_bins: int) -> Pixels:
-        """What the network is shown of pictures with so many pixel values: bytes."""
+        """Bytes, as the network takes them, of images with `num_bins` pixel values."""
         return (pixels.float() * (255 / (num_bins - 1))).round().byte()
 
     @property
     def digest(self) -> str:
-        """Of what the features depend on, for the names of files."""
+        """A digest of all that the features depend on, for the names of files."""
         total = hashlib.sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
         for name, value in self.state_dict().items():
             total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -59,7 +59,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     @torch.no_grad()
     def layers(self, pixels: Pixels, num_bins: int) -> Layers:
-        """The layers of pictures; those of the last ones are kept, as judges ask one after the other."""
+        """The layers of images; those of the last ones are kept, as metrics ask one after the other."""
         if not len(pixels):
             black = torch.zeros(1, *pixels.shape[1:], dtype=pixels.dtype, device=pixels.device)
             return {name: layer[:0] for name, layer in self.layers(black, num_bins).items()}
@@ -117,7 +117,7 @@ class Inception(FeatureNetwork):
 
 @lru_cache(maxsize=1)
 def inception(weights: WeightsFile) -> Inception:
-    """One network for all judges that have the same weights."""
+    """One network for all metrics that have the same weights."""
     return Inception(weights)
 
 
@@ -143,7 +143,7 @@ def inception_weights(path: str | None) -> Path | None:
 
 
 def verified(path: Path, sha256: str | None) -> WeightsFile:
-    """A file of weights, held against the digest that was asked for or that the published one bears in its name.
+    """A file of weights, held against the digest that was given or that the published one bears in its name.
 
     Raises:
         ValueError: it is another file.
@@ -166,5 +166,5 @@ def verified(path: Path, sha256: str | None) -> WeightsFile:
 
 
 def published() -> str:
-    """How the digest of the published file begins."""
+    """The first digits of the digest of the published file."""
     return WEIGHTS.rsplit("-", 1)[-1].removesuffix(".pth")

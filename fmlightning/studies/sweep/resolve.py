@@ -97,7 +97,7 @@ def resolved(request: Request, options: Any) -> Iterator[dict[str, Any]]:
             check_scored(config, options, data)
         yield {
             "max_steps": config["trainer"]["max_steps"],
-            "judges": (config.get("evaluation") or {}).get("metrics") or [],
+            "metrics": (config.get("evaluation") or {}).get("metrics") or [],
             "runs": [str(run_directory(config | {"seed_everything": s})) for s in request["seeds"]],
         }
 

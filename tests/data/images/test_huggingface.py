@@ -56,7 +56,7 @@ def test_pixels_and_labels_are_those_of_the_library(library, table):
     for split in ("train", "test"):
         assert len(data.sets[split]) == len(theirs[split])
         for number, row in enumerate(theirs[split]):
-            ours = data.sets[split].picture(number).permute(1, 2, 0)
+            ours = data.sets[split].image(number).permute(1, 2, 0)
             assert np.array_equal(ours, np.array(row["picture"]))
             assert int(data.sets[split].labels[number]) == row["kind"]
     assert data.class_names == ("ant", "bee")

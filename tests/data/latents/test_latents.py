@@ -25,7 +25,7 @@ def test_the_files_hold_what_the_autoencoder_says_of_the_images():
     for split in ("reference", "val", "test"):
         batch = data.images.eval_samples(split)
         with torch.no_grad():
-            mean, std = data.codec.encode(batch["x1"])
+            mean, std = data.network.encode(batch["x1"])
         moments, y = data.store.take(split, torch.arange(len(mean)))
         # the same convolutions in other batches
         torch.testing.assert_close(moments[:, 0], mean, atol=1e-5, rtol=1e-5)
@@ -50,7 +50,7 @@ def test_means_are_decoded_to_what_the_autoencoder_makes_of_the_image():
     data = LatentData(DigitsData(), TINY, sample_posterior=False)
     x = data.images.eval_samples("test")["x1"]
     with torch.no_grad():
-        direct = data.codec.decode(data.codec.encode(x)[0])
+        direct = data.network.decode(data.network.encode(x)[0])
     torch.testing.assert_close(
         data.decode(data.eval_samples("test")["x1"]), direct, atol=1e-4, rtol=1e-4
     )
@@ -87,7 +87,7 @@ def test_a_mirrored_latent_is_that_of_the_mirrored_image():
     data = LatentData(DigitsData(), TINY, flip=True)
     x = data.images.eval_samples("reference")["x1"].flip(-1)
     with torch.no_grad():
-        mean, _ = data.codec.encode(x)
+        mean, _ = data.network.encode(x)
     moments, _ = data.store.take("mirrored", torch.arange(len(x)))
     torch.testing.assert_close(moments[:, 0], mean, atol=1e-5, rtol=1e-5)
 

@@ -22,8 +22,8 @@ from fmlightning.flow.couplings import (
     sinkhorn,
     squared_distances,
 )
-from fmlightning.flow.couplings.exact import PRICED_SIZE, assignment, fastest
-from fmlightning.flow.couplings.prices import priced
+from fmlightning.flow.couplings.exact import WARM_START_SIZE, assignment, fastest
+from fmlightning.flow.couplings.warm_start import warm_started
 from fmlightning.flow.keys import Key
 from fmlightning.flow.toys import EightGaussians, Moons
 
@@ -299,7 +299,7 @@ def awkward_costs(n):
     yield "classes", plain + 1e3 * (classes[:, None] != classes.roll(1))
 
 
-@pytest.mark.parametrize("n", [PRICED_SIZE - 1, PRICED_SIZE + 9])
+@pytest.mark.parametrize("n", [WARM_START_SIZE - 1, WARM_START_SIZE + 9])
 def test_the_assignment_is_the_best_of_awkward_costs_too(n):
     for what, cost in awkward_costs(n):
         i = assignment(cost)
@@ -321,7 +321,7 @@ def test_prices_are_near_those_of_the_best_plan():
     cost = squared_distances(x0.sample((256, 2), generator), x1.sample((256, 2), generator))
     best = cost[assignment(cost), torch.arange(256)].sum().item()
     rows_then_columns = (cost - cost.amin(1, keepdim=True)).amin(0)
-    v = (cost - priced(cost))[0]
+    v = (cost - warm_started(cost))[0]
     # four batches: 0.993 to 0.996 of the best, 0.75 to 0.84 without entropy, 0.60 to 0.68 for no prices at all
     assert dual(-v) < dual(torch.zeros_like(v)) < dual(rows_then_columns) < 0.9 * best
     assert 0.98 * best < dual(v) <= best * (1 + 1e-12)

@@ -1,4 +1,4 @@
-r"""Prices of the columns of an assignment problem, near the best ones.
+r"""Warm start of an assignment problem: an approximate dual potential of its columns.
 
 For any v
 
@@ -6,7 +6,7 @@ For any v
 
 have one minimiser. A solver of shortest augmenting paths carries such a v and begins with 0; the nearer the v that is
 taken off beforehand is to that of its end, the shorter its paths. Optimal transport with a little entropy has a v near
-by, for the price of products with a matrix: with K = exp(-C / eps),
+by, at the cost of products with a matrix: with K = exp(-C / eps),
 
     a = 1 / (K b),   b = 1 / (K' a),   u = eps log a,   v = eps log b                              (2)
 
@@ -27,15 +27,15 @@ SCALES = 0.2, 0.02
 """eps, in means of the cost that is left when each row's and column's least is taken off."""
 
 ITERATIONS = 10
-"""Of (2), for each eps."""
+"""Iterations (2) for each eps."""
 
 
-def priced(cost: Matrix) -> Matrix:
-    """The cost less the price of each column, in the precision of the cost."""
-    return cost - column_prices(cost)
+def warm_started(cost: Matrix) -> Matrix:
+    """The cost less the dual potential of each column, in the precision of the cost."""
+    return cost - dual_potential(cost)
 
 
-def column_prices(cost: Matrix) -> Float[Tensor, " B"]:
+def dual_potential(cost: Matrix) -> Float[Tensor, " B"]:
     """v of (2), in float32, on the device of the cost."""
     left, v = without_least(cost.float())
     # all pairs may cost the same
