@@ -114,6 +114,7 @@ class FlowCLI(LightningCLI):
     """The LightningCLI of flow matching."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        self.asked = args[0] if args else None
         super().__init__(
             FlowMatching,
             FlowData,
@@ -181,10 +182,10 @@ class FlowCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without the option to unpickle a checkpoint."""
-        return {k: {*v, "weights_only"} for k, v in LightningCLI.subcommands().items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Lightning's, without the option to unpickle a checkpoint; the one that is asked for, as each takes time."""
+        known = {k: {*v, "weights_only"} for k, v in LightningCLI.subcommands().items()}
+        return {self.asked: known[self.asked]} if self.asked in known else known
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would put the checkpoint's hyperparameters over the command line."""
