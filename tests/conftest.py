@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
+import warm  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # the shapes in the signatures are checked while the tests run, and cost nothing otherwise
@@ -68,14 +69,19 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """The real command in a process of its own: `command("fit", "--config", ...)`."""
+def command() -> Command:
+    """The real command in a process of its own: `command("fit", "--config", ...)`.
 
-    def call(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fmlightning", *map(str, args)],
-            capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY,
-        )  # fmt: skip
+    It starts warm; a test of how it starts says `cold=True`.
+    """
+
+    def call(
+        *args: str, timeout: float = 300, cold: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "fmlightning", *map(str, args)]
+        if not cold:
+            return warm.run(argv, timeout=timeout)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY)
 
     return call
 

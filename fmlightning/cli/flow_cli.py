@@ -66,6 +66,7 @@ class FlowCLI(OpenCLI):
     """The LightningCLI of flow matching."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        self.requested = args[0] if args else None
         super().__init__(
             FlowMatching,
             FlowData,
@@ -91,10 +92,10 @@ class FlowCLI(OpenCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_options(parser)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without the option to unpickle a checkpoint."""
-        return {k: {*v, "weights_only"} for k, v in LightningCLI.subcommands().items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Lightning's, without the option to unpickle a checkpoint; only the requested one, as each takes time."""
+        known = {k: {*v, "weights_only"} for k, v in LightningCLI.subcommands().items()}
+        return {self.requested: known[self.requested]} if self.requested in known else known
 
     @property
     def options(self) -> Namespace:

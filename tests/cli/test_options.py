@@ -94,7 +94,7 @@ def test_debug_shows_the_traceback(command):
 
 
 def test_the_module_runs_as_the_command(command):
-    assert command("--help").stdout.startswith("usage: fmlightning")
+    assert command("--help", cold=True).stdout.startswith("usage: fmlightning")
     assert "--model.network" in command("fit", "--help").stdout
 
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -10,6 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 
 import fmlightning as package
@@ -289,19 +289,18 @@ def test_the_digits_train_in_bf16(fit):
 @pytest.mark.parametrize(
     ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
 )
-def test_a_stopped_run_keeps_its_work_and_says_how_to_go_on(tmp_path, repository, sent, status):
+def test_a_stopped_run_keeps_its_work_and_says_how_to_go_on(tmp_path, sent, status):
     run = tmp_path / "run"
-    argv = [sys.executable, "-u", "-m", "fmlightning", "fit", "--config", "configs/toy/moons.yaml", f"--run_dir={run}",
+    argv = [sys.executable, "-m", "fmlightning", "fit", "--config", "configs/toy/moons.yaml", f"--run_dir={run}",
             "--wandb.mode=disabled", "--trainer.max_steps=100000"]  # fmt: skip
-    process = subprocess.Popen(
-        argv, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    with (tmp_path / "shown").open("w") as file:
+        process = warm.Warm(argv, file)
     deadline = time.monotonic() + 120
     while not (run / "metrics.csv").is_file() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(sent)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode == status, shown
+    ended, shown = process.wait(timeout=60), (tmp_path / "shown").read_text()
+    assert ended == status, shown
     assert "--ckpt_path auto" in shown
     assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

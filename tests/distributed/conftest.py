@@ -2,15 +2,27 @@
 
 import json
 import os
-import subprocess
+import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 DRIVER = Path(__file__).parent / "commands.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+
+
+def shares_of(size):
+    """What torchrun tells each of its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none",
+             "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "GROUP_RANK": "0"}  # fmt: skip
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 class Group:
@@ -30,18 +42,23 @@ class Group:
         argv = [*argv, "--wandb.mode=disabled", f"--run_dir={run}"]
         self.lines.append(json.dumps({"name": name, "argv": argv, "signal": signal}))
 
-    def start(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def start(self, torchrun=False):
+        """Run the commands, in forks that have torchrun's environment, or under torchrun itself."""
         (self.folder / "commands").write_text("\n".join(self.lines))
-        several = (*TORCHRUN, f"--nproc-per-node={self.size}")
-        launch = [sys.executable] if self.size == 1 else several
-        result = subprocess.run(
-            [*launch, str(DRIVER), str(self.folder)],
-            capture_output=True, text=True, timeout=1200, cwd=DRIVER.parents[2],
-            env={**os.environ, "FMLIGHTNING_CACHE": str(self.folder / "cache")},
-        )  # fmt: skip
-        assert result.returncode == 0, result.stdout + result.stderr
-        self.shown = result.stdout
+        env = {**os.environ, "FMLIGHTNING_CACHE": str(self.folder / "cache")}
+        launch = (*TORCHRUN, f"--nproc-per-node={self.size}") if torchrun else (sys.executable,)
+        shares = [{}] if torchrun or self.size == 1 else shares_of(self.size)
+        with (self.folder / "shown").open("w") as shown:
+            argv = [*launch, DRIVER, self.folder]
+            processes = [warm.Warm(argv, shown, env={**env, **share}) for share in shares]
+        deadline = time.monotonic() + 1200
+        while not all(process.poll() == 0 for process in processes):
+            failed = any(process.poll() for process in processes)
+            if failed or time.monotonic() > deadline:  # the others would wait for it
+                for process in processes:
+                    process.kill()
+                pytest.fail((self.folder / "shown").read_text())
+            time.sleep(0.1)
         return self
 
     def of_ranks(self, name):

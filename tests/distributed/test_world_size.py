@@ -79,7 +79,7 @@ def groups(group):
             new = add_runs(group(size), steps)
             if size == 2:
                 resume(new, "resumed", find(1, steps))
-            started[size, steps] = new.start()
+            started[size, steps] = new.start(torchrun=size > 1 and steps == LONG)
         return started[size, steps]
 
     return find

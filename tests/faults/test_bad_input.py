@@ -177,7 +177,7 @@ def test_the_real_command_says_the_same(name, refuse, command, place, tmp_path):
     _, said, _ = refuse(row)
     names = {"broken": place / "broken", "tmp": tmp_path}
     argv = [filled(word, names) for word in row.argv]
-    result = command(*argv, timeout=120)
+    result = command(*argv, timeout=120, cold=True)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.strip() == said[said.index("error: ") :].strip()

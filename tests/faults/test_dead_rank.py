@@ -1,12 +1,12 @@
 """When one process of a run dies, all end, with one message and no process left behind."""
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 VICTIM = """
 import os, signal, sys, time
@@ -54,9 +54,9 @@ def run(tmp_path, repository, victim, hangs, *launcher):
     script = tmp_path / "victim.py"
     script.write_text(VICTIM.format(victim=victim, hangs=hangs))
     # the run is endless: that this returns at all is what is tested
-    result = subprocess.run(
+    result = warm.run(
         [sys.executable, *launcher, str(script), *TINY, f"--run_dir={tmp_path / 'run'}"],
-        capture_output=True, text=True, timeout=400, cwd=repository,
+        timeout=400,
         env={**os.environ, "PYTHONPATH": str(repository)},
     )  # fmt: skip
     shown = result.stdout + result.stderr

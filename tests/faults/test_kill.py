@@ -9,7 +9,6 @@ import csv
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from fmlightning.flow.keys import Key
@@ -153,10 +153,8 @@ def start(run, name, at=0, what=""):
                    "KILL_JOURNAL": str(journal), "OMP_NUM_THREADS": "1"}  # fmt: skip
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         environment.pop(name, None)
-    return subprocess.Popen(
-        argv, cwd=REPOSITORY, env=environment, stdout=run.with_suffix(".out").open("w"), stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
+    with run.with_suffix(".out").open("w") as shown:
+        return warm.Warm(argv, shown, env=environment)
 
 
 def finish(process, run):

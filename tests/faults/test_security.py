@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 
 import fmlightning as package
 from fmlightning.cli.allowed import allowing, guarded, require_allowed
@@ -411,7 +412,7 @@ def test_secrets_of_the_environment_reach_no_file(tmp_path, repository):
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         environment.pop(name, None)
     config = str(repository / "configs/toy/moons.yaml")
-    result = subprocess.run(
+    result = warm.run(
         [
             sys.executable,
             "-m",
@@ -427,9 +428,6 @@ def test_secrets_of_the_environment_reach_no_file(tmp_path, repository):
         ],
         cwd=here,
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     run = here / "run"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 
 from fmlightning.training import tracking
 from fmlightning.training.tracking import Tracking, close_mirror, reachable, wandb_logger
@@ -72,9 +73,8 @@ def test_a_run_outlives_the_process_of_wandb(tmp_path, repository, name, patienc
     script, run = tmp_path / "hurt.py", tmp_path / "run"
     script.write_text(HURT.format(signal=name, patience=patience))
     (tmp_path / "xgboost.py").write_text("")
-    result = subprocess.run(
+    result = warm.run(
         [sys.executable, str(script), *TINY, f"--run_dir={run}"],
-        capture_output=True, text=True, timeout=300, cwd=repository,
         env={**os.environ, "PYTHONPATH": str(repository)},
     )  # fmt: skip
     shown = result.stdout + result.stderr

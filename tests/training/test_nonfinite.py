@@ -5,11 +5,11 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+import warm
 
 import fmlightning.training.nonfinite as nonfinite
 from fmlightning.data.toy import ToyData
@@ -343,13 +343,12 @@ sys.exit(main(sys.argv[1:]))
 def test_the_loss_of_one_process_is_the_verdict_of_all(tmp_path, repository, action):
     script, run = tmp_path / "spoiled.py", tmp_path / "run"
     script.write_text(SPOILED)
-    result = subprocess.run(
+    result = warm.run(
         [
             sys.executable, str(script), "fit", "--config", "configs/toy/moons.yaml",
             "--config", "configs/trainer/cpu2.yaml", *QUICK, *TINY, "--trainer.devices=2",
             f"--nonfinite.action={action}", f"--run_dir={run}",
         ],
-        capture_output=True, text=True, timeout=300, cwd=repository,
         env={**os.environ, "PYTHONPATH": str(repository)},
     )  # fmt: skip
     shown = result.stdout + result.stderr

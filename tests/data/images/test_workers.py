@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from fmlightning.flow.keys import Key
@@ -42,7 +43,7 @@ def command(folder, run, steps, *options):
 
 
 def run(*args):
-    return subprocess.run(args, capture_output=True, text=True, timeout=PATIENCE, cwd=REPOSITORY)
+    return warm.run(args, timeout=PATIENCE)
 
 
 def weights(folder):

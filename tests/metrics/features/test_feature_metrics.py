@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from projection import Projection, Streamed, images, scores
 from random_inception import pictures, random_inception
 
@@ -250,7 +250,8 @@ def test_what_cannot_be_computed_is_refused(build, words):
 def together(folder, *weights):
     """The scores of each of two processes."""
     command = [sys.executable, str(HERE / "projection.py"), str(folder)]
-    group = [subprocess.Popen([*command, str(rank), "2", *weights]) for rank in range(2)]
+    with (folder / "shown").open("w") as shown:
+        group = [warm.Warm([*command, str(rank), "2", *weights], shown) for rank in range(2)]
     try:
         assert [process.wait(timeout=300) for process in group] == [0, 0]
     finally:

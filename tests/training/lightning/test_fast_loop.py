@@ -4,11 +4,11 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
+import warm
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.loggers import Logger
@@ -405,10 +405,10 @@ def two_processes(tmp_path, repository, longest, at, name, code=0):
     script, run = tmp_path / "two.py", tmp_path / name
     script.write_text(SCRIPT)
     options = [o for o in STOPPED if not o.startswith("--trainer.devices")]
-    result = subprocess.run(
+    result = warm.run(
         [sys.executable, str(script), str(longest), str(at), "fit", *options, "--config=configs/trainer/cpu2.yaml",
          f"--run_dir={run}", "--ckpt_path=auto"],
-        capture_output=True, text=True, timeout=600, cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)},
+        timeout=600, env={**os.environ, "PYTHONPATH": str(repository)},
     )  # fmt: skip
     assert result.returncode == code, result.stdout + result.stderr
     return run
