@@ -47,7 +47,7 @@ def check_coupling(module: "FlowMatching", data: FlowData) -> None:
         ValueError: they cannot be paired as the coupling says.
     """
     coupling, batch_size = module.recipe.coupling, module.batch_size
-    if coupling.independent:
+    if coupling.identity:
         data.pool_size, data.pair = 0, None
         return
     size = coupling.ot_batch_size or batch_size
@@ -64,7 +64,7 @@ def check_coupling(module: "FlowMatching", data: FlowData) -> None:
 def check_paired(module: "FlowMatching", data: FlowData, given: Source) -> None:
     """Refuse options that speak of another x0 than the one that comes with the data."""
     name, coupling = type(data).__name__, module.recipe.coupling
-    if not coupling.independent:
+    if not coupling.identity:
         raise ValueError(
             f"model.coupling={coupling}: each x0 of {name} belongs to the x1 beside it and is not paired anew; set "
             "model.coupling=Independent"

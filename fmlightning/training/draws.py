@@ -72,7 +72,7 @@ class Draws:
 
     def noises_like(self, x1: Tensor, x0: Tensor | None, y: Tensor | None) -> "Noises":
         """The random numbers of a run whose batches look like this one."""
-        assert x0 is not None or self.recipe.coupling.independent, "a coupling brings x0 with x1"
+        assert x0 is not None or self.recipe.coupling.identity, "a coupling brings x0 with x1"
         return Noises(
             self.key,
             (self.batch_size, *x1.shape[1:]),

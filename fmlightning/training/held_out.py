@@ -28,7 +28,7 @@ class HeldOut:
     def draw(self, batch: Batch, key: Key) -> Draw:
         """This process's part of a block; a block that is paired is gathered, and each process pairs all of it."""
         x1, y, index = batch["x1"], batch.get("y"), batch["index"]
-        if self.recipe.coupling.independent or self.shard.world_size == 1:
+        if self.recipe.coupling.identity or self.shard.world_size == 1:
             return self.of(x1, y, key.streams(index), batch.get("x0"))
         x1, index = gathered(x1), gathered(index)
         y = None if y is None else gathered(y)
@@ -42,7 +42,7 @@ class HeldOut:
         """Points keyed by each sample's index, paired in blocks as large as a training batch unless x0 is given."""
         recipe, shape = self.recipe, x1.shape[1:]
         x0 = recipe.source.sample_keyed(streams, shape) if x0 is None else x0
-        if not recipe.coupling.independent:
+        if not recipe.coupling.identity:
             i, j = self.pairs(x0, x1, y, int(streams.index[0]))
             x0, x1, y = x0[i], x1[j], None if y is None else y[j]
         low, high = recipe.objective.t_range(recipe.path)

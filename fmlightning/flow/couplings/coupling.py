@@ -31,6 +31,9 @@ class Coupling(ABC):
     independent: bool = False
     """True where x0 is independent of x1: only then does a velocity give the score. Such pairs stay as they come."""
 
+    identity: bool = False
+    """True where points stay paired as they are drawn: there is nothing to solve."""
+
     fitted: bool = False
     """True where training pairs come from a potential that `fit` finds once, for a fixed set as a whole."""
 
@@ -67,6 +70,7 @@ class Independent(Coupling):
     """Every source point with every data point equally: the pairs as they come."""
 
     independent = True
+    identity = True
 
     def pairs(
         self, x0: Points, x1: Points, y: Conditions | None, generator: torch.Generator

@@ -90,7 +90,7 @@ def exact_path(module: FlowMatching, data: Any) -> MixturePath | None:
     law = getattr(data, "target", None)
     if isinstance(law, EightGaussians):
         law = GaussianMixture.of_eight_gaussians(law)
-    path, independent = module.path, module.recipe.coupling.independent
+    path, independent = module.path, module.recipe.coupling.identity
     if not isinstance(law, GaussianMixture) or not isinstance(path, AffinePath):
         return None
     return law.along(path) if module.source.gaussian and independent else None
