@@ -99,8 +99,8 @@ def test_round_trips_close_in_float32(schedule, first, second):
 def test_predictions_give_the_velocity_they_were_made_from(schedule, prediction):
     s = sample(schedule)
     v = points(8, 3, seed=7)
-    prediction = from_velocity(prediction, v, s.xt, s.t, schedule)
-    back = to_velocity(prediction, prediction, s.xt, s.t, schedule)
+    output = from_velocity(prediction, v, s.xt, s.t, schedule)
+    back = to_velocity(prediction, output, s.xt, s.t, schedule)
     torch.testing.assert_close(back, v, rtol=1e-9, atol=1e-9)
 
 
@@ -142,7 +142,7 @@ def test_noise_eps_that_a_path_does_not_use_changes_no_target():
 def test_the_oracles_answers_stand_for_one_velocity(schedule, prediction):
     path, x = MIXTURE.along(schedule), points(8, 2)
     t = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
-    velocity = to_velocity(prediction, path.prediction(prediction, x, t), x, t, schedule)
+    velocity = to_velocity(prediction, path.exact_prediction(prediction, x, t), x, t, schedule)
     torch.testing.assert_close(velocity, path.velocity(x, t), rtol=1e-8, atol=1e-8)
 
 
@@ -206,7 +206,7 @@ def test_as_velocity_makes_every_loss_the_velocity_loss(schedule, prediction):
     network = OracleNetwork(GaussianMixture([1.0], [[0.0] * 4], 1.0).along(schedule), prediction)
     loss = cfm_loss(network, schedule, s, prediction=prediction, weight=AsVelocity())
     wrong = to_velocity(
-        prediction, network.path.prediction(prediction, s.xt, s.t), s.xt, s.t, schedule
+        prediction, network.path.exact_prediction(prediction, s.xt, s.t), s.xt, s.t, schedule
     )
     right = to_velocity(prediction, target(prediction, s, schedule), s.xt, s.t, schedule)
     torch.testing.assert_close(loss, mean_square(wrong - right), rtol=1e-8, atol=1e-10)

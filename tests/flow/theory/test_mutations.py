@@ -246,7 +246,7 @@ MUTATIONS = {
         VarianceExploding(),
     ),
 }
-CONTROLS = {(m.theorem, m.path) for m in MUTATIONS.values()}
+CONTROLS = {(m.theorem, m.schedule) for m in MUTATIONS.values()}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
