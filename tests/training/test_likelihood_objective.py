@@ -167,7 +167,6 @@ def test_it_is_chosen_by_name_for_labelled_images_too(fit):
     run = fit(
         "images/digits", "--model.objective=MaximumLikelihood",
         "--model.objective.divergence=hutchinson", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
-        "--model.objective.rtol=0.1", "--model.objective.atol=0.1",
         "--data.batch_size=8", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.network.dropout=0", "--evaluation.judges=[]", "--trainer.log_every_n_steps=1",
     )  # fmt: skip
