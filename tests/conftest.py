@@ -1,6 +1,7 @@
 """What every test gets: no account, no network, files in a temporary folder, and no hidden global randomness."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,5 +119,29 @@ def fit(fmlightning: Callable[..., tuple[int, str]], tmp_path: Path) -> Callable
         )
         assert status == 0, shown
         return folder
+
+    return call
+
+
+TRAINED: dict[tuple[str, ...], Path] = {}
+
+
+@pytest.fixture
+def trained(
+    fit: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A run as `fit` trains it, for tests of what is done with it: trained once, and copied for each test.
+
+    Its config names the directory of the first, so a test that trains again in it takes `fit`.
+    """
+
+    def call(config: str, *overrides: str, name: str = "run") -> Path:
+        key = (config, *overrides)
+        if key not in TRAINED:
+            run = fit(config, *overrides, name=name)
+            kept = tmp_path_factory.mktemp("trained") / "run"
+            TRAINED[key] = shutil.copytree(run, kept, symlinks=True)
+            return run
+        return shutil.copytree(TRAINED[key], tmp_path / name, symlinks=True)
 
     return call

@@ -13,8 +13,10 @@ SMALL = ("--trainer.max_steps=2", "--model.network.width=16", "--data.val_size=6
 
 
 @pytest.fixture
-def run(fit):
-    return fit("toy/mixture", *SMALL, "--trainer.val_check_interval=2", "--data.eval_batch_size=64")
+def run(trained):
+    return trained(
+        "toy/mixture", *SMALL, "--trainer.val_check_interval=2", "--data.eval_batch_size=64"
+    )
 
 
 def samples(folder):

@@ -22,8 +22,8 @@ def sampled(fmlightning, path, out):
     return np.load(out / "samples.npz")["x"]
 
 
-def test_a_width_is_made_written_and_used_by_the_other_commands(fit, fmlightning, tmp_path):
-    run = fit(*SMALL)
+def test_a_width_is_made_written_and_used_by_the_other_commands(trained, fmlightning, tmp_path):
+    run = trained(*SMALL)
     (run / "ema" / "notes.pt").write_bytes(b"of somebody else")
     assert [step for step, _ in snapshots(run)] == list(range(5, 41, 5))
     status, shown = fmlightning("ema", run)
@@ -51,8 +51,8 @@ def test_a_width_is_made_written_and_used_by_the_other_commands(fit, fmlightning
     assert package.load(run)(x, t).equal(package.load(run / "checkpoints" / "last.ckpt")(x, t))
 
 
-def test_a_rough_profile_comes_with_what_would_be_nearer(fit, fmlightning):
-    run = fit(*SMALL)
+def test_a_rough_profile_comes_with_what_would_be_nearer(trained, fmlightning):
+    run = trained(*SMALL)
     for words, remedy in (
         (("0.08", "--step", "33"), "no snapshot ends at step 33: take --step 30 or 35"),
         (("0.01",), "take a width between those that were kept"),
@@ -73,8 +73,8 @@ def test_a_decay_of_training_is_written_as_it_was(fit, fmlightning, tmp_path):
 
 
 @pytest.mark.parametrize("step", [15, 30])
-def test_a_resumed_run_has_the_snapshots_of_one_that_was_not_stopped(fit, tmp_path, step):
-    whole, on = fit(*SMALL, name="whole"), tmp_path / "on"
+def test_a_resumed_run_has_the_snapshots_of_one_that_was_not_stopped(fit, trained, tmp_path, step):
+    whole, on = trained(*SMALL, name="whole"), tmp_path / "on"
     (on / "ema").mkdir(parents=True)
     (on / "ema" / ".00000035.pt.1.tmp").write_bytes(b"half")  # as a kill leaves it
     fit(*SMALL, f"--ckpt_path={whole / 'checkpoints' / f'{step:08d}.ckpt'}", name="on")
@@ -102,9 +102,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_made_is_refused_with_one_line(name, fit, fmlightning, monkeypatch):
+def test_what_cannot_be_made_is_refused_with_one_line(name, trained, fmlightning, monkeypatch):
     options, argv, words = REFUSED[name]
-    run = fit(*SMALL, "--trainer.max_steps=10", *options)
+    run = trained(*SMALL, "--trainer.max_steps=10", *options)
     monkeypatch.chdir(run)
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     status, shown = fmlightning("ema", run, *argv)
@@ -115,8 +115,8 @@ def test_what_cannot_be_made_is_refused_with_one_line(name, fit, fmlightning, mo
     assert not list((run / "ema").glob("*.ckpt"))
 
 
-def test_a_damaged_snapshot_is_named(fit, fmlightning):
-    run = fit(*SMALL, "--trainer.max_steps=10")
+def test_a_damaged_snapshot_is_named(trained, fmlightning):
+    run = trained(*SMALL, "--trainer.max_steps=10")
     path = snapshots(run)[-1][1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -16,8 +16,8 @@ SMALL = ("--trainer.max_steps=4", "--data.val_size=64", "--evaluation.metrics=[]
 
 
 @pytest.fixture
-def run(fit):
-    return fit("toy/moons", *SMALL, name="first")
+def run(trained):
+    return trained("toy/moons", *SMALL, name="first")
 
 
 @pytest.mark.parametrize("ema", [True, False])

@@ -188,8 +188,8 @@ def test_sample_writes_the_same_samples_in_any_batches(fit, fmlightning, tmp_pat
         np.testing.assert_allclose(other["x"], outputs[0]["x"], atol=1e-5)
 
 
-def test_sample_refuses_to_overwrite_and_wrong_labels(fit, fmlightning, tmp_path):
-    run = fit("toy/moons", *STEPS)
+def test_sample_refuses_to_overwrite_and_wrong_labels(trained, fmlightning, tmp_path):
+    run = trained("toy/moons", *STEPS)
     out = tmp_path / "out"
     assert fmlightning("sample", run, "--n=4", f"--out={out}")[0] == 0
     before = files(out)
@@ -237,8 +237,8 @@ def test_resuming_a_finished_run_changes_nothing(fit, fmlightning):
     assert files(run) == before
 
 
-def test_a_damaged_checkpoint_is_named(fit, fmlightning, tmp_path):
-    run = fit("toy/moons", *STEPS)
+def test_a_damaged_checkpoint_is_named(trained, fmlightning, tmp_path):
+    run = trained("toy/moons", *STEPS)
     path = run / "checkpoints" / "last.ckpt"
     whole = path.read_bytes()
     middle = bytearray(whole)
@@ -255,8 +255,8 @@ def test_a_damaged_checkpoint_is_named(fit, fmlightning, tmp_path):
             assert "last.ckpt" in shown
 
 
-def test_weights_of_another_network_are_refused(fit, fmlightning):
-    run = fit("toy/moons", *STEPS)
+def test_weights_of_another_network_are_refused(trained, fmlightning):
+    run = trained("toy/moons", *STEPS)
     status, shown = fmlightning(
         "validate", "--ckpt_path", run, "--config", run / "config.yaml", "--model.network.width=32"
     )
@@ -312,10 +312,10 @@ def test_a_stopped_run_keeps_its_work_and_says_how_to_go_on(tmp_path, sent, stat
     ("fit", "--config", "configs/toy/moons.yaml", "--init_from", "NAMED", "--run_dir", "OUT", "--wandb.mode=disabled"),
 ], ids=lambda argv: argv[0])  # fmt: skip
 def test_a_checkpoint_that_is_not_there_is_not_replaced_by_the_newest(
-    fit, fmlightning, repository, monkeypatch, tmp_path, argv
+    trained, fmlightning, repository, monkeypatch, tmp_path, argv
 ):
     monkeypatch.chdir(repository)
-    run, out = fit("toy/moons", *STEPS), tmp_path / "out"
+    run, out = trained("toy/moons", *STEPS), tmp_path / "out"
     named = run / "checkpoints" / "00000100.ckpt"  # there are others
     words = {"NAMED": str(named), "OUT": str(out)}
     status, shown = fmlightning(*(words.get(word, word) for word in argv))

@@ -68,8 +68,8 @@ def test_another_seed_is_another_run(fit):
     [(TOY, 7), (TOY, 10), (TOY, 17), (DIGITS, 7), (DIGITS, 12)],
     ids=["toy-7", "toy-epoch-end", "toy-17", "digits-7", "digits-epoch-end"],
 )
-def test_a_stopped_and_resumed_run_ends_like_one_that_was_not(fit, config, step):
-    whole = fit(*config, name="whole")
+def test_a_stopped_and_resumed_run_ends_like_one_that_was_not(fit, trained, config, step):
+    whole = trained(*config, name="whole")
     part = fit(
         *config,
         f"--checkpoints.every_n_train_steps={step}",
@@ -83,9 +83,9 @@ def test_a_stopped_and_resumed_run_ends_like_one_that_was_not(fit, config, step)
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("step", [7, 10], ids=["within an epoch", "at its end"])
-def test_a_resumed_run_has_every_row_of_metrics_once(fit, step, every):
+def test_a_resumed_run_has_every_row_of_metrics_once(fit, trained, step, every):
     options = (*TOY, f"--trainer.log_every_n_steps={every}")
-    whole = fit(*options, name="whole")
+    whole = trained(*options, name="whole")
     part = fit(
         *options, f"--checkpoints.every_n_train_steps={step}", "--checkpoints.save_top_k=-1",
         name="part",

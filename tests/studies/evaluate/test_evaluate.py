@@ -28,8 +28,8 @@ SMALL = (
 
 
 @pytest.fixture
-def run(fit):
-    return fit("toy/moons", *SMALL)
+def run(trained):
+    return trained("toy/moons", *SMALL)
 
 
 def evaluated(fmlightning, run, *options):

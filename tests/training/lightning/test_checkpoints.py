@@ -268,8 +268,8 @@ def resume(fmlightning, repository):
     ("named", "harm"),
     [("auto", torn), ("last", flipped), ("auto", Path.unlink), ("last", broken_link)],
 )
-def test_the_last_good_one_is_found(fit, resume, named, harm):
-    run = fit("toy/moons", *SMALL, "--trainer.max_steps=8")
+def test_the_last_good_one_is_found(trained, resume, named, harm):
+    run = trained("toy/moons", *SMALL, "--trainer.max_steps=8")
     harm(run / "checkpoints" / "last.ckpt")
     status, shown = resume(run, f"--ckpt_path={named}")
     assert status == 0, shown
@@ -279,8 +279,8 @@ def test_the_last_good_one_is_found(fit, resume, named, harm):
     require_intact(run / "checkpoints" / "last.ckpt")
 
 
-def test_a_run_with_no_whole_checkpoint_is_not_started_again_unasked(fit, resume):
-    run = fit("toy/moons", *SMALL, "--trainer.max_steps=8")
+def test_a_run_with_no_whole_checkpoint_is_not_started_again_unasked(trained, resume):
+    run = trained("toy/moons", *SMALL, "--trainer.max_steps=8")
     for path in (run / "checkpoints").iterdir():
         torn(path)
     status, shown = resume(run, "--ckpt_path=auto")
