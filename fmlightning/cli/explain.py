@@ -90,8 +90,11 @@ def no_such_argument(name: str, parser: Any) -> str:
 
 def wrong_value(option: str, body: str, parser: Any) -> str:
     """A value that an option cannot have."""
-    if refusal := re.search(rf"[\w.]+ {REFUSED}.*", body):
-        return f"--{option}: {refusal[0]}"
+    if refusal := re.search(rf"([\w.]+ )?({REFUSED}.*)", body):
+        path = (
+            refusal[1] or f"{value_in(body)} "
+        )  # jsonargparse takes the value out of what it quotes
+        return f"--{option}: {path}{refusal[2]}"
     if section := re.search(r"Unable to load config ['\"](.*?)['\"]", body):
         return wrong_section(option, section[1], body, parser)
     if inside := INSIDE.search(

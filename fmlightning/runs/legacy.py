@@ -39,6 +39,12 @@ ARGUMENTS = {
     "LatentData": {"drawn": "sample_posterior"},
 }
 
+ONLY_CLASSES = {
+    "objective": "fmlightning.flow.MaximumLikelihood",
+    "solver": "fmlightning.flow.ODESolver",
+}
+"""Options of the model that take a class, and had one alone."""
+
 FACADES = ("flow", "nets", "data", "metrics", "training")
 """The packages that name the public classes; read by name, since they stand above this one."""
 
@@ -65,7 +71,7 @@ def translate(config: Config, place: str | Path) -> Config:
     """
     found: Config = in_classes(config)
     if isinstance(found.get("model"), dict):
-        found["model"] = with_objective(found["model"])
+        found["model"] = with_objects(found["model"])
     for old, new in OPTIONS.items():
         move(found, old.split("."), new.split("."))
     if found != config:
@@ -108,24 +114,21 @@ def class_path(path: str) -> str:
     return path
 
 
-def with_objective(model: Config) -> Config:
-    """The options of a model whose prediction and weighting are its objective's.
+def with_objects(model: Config) -> Config:
+    """The options of a model whose objective and solver are objects, of a class with arguments.
 
-    Conditional flow matching was null, and maximum likelihood the only class there was: its options had no name above
-    them, and it has no prediction and no weighting.
+    Conditional flow matching was null, its prediction and weighting the model's. Maximum likelihood, which has neither,
+    was the one other objective and an ODE solver the one solver: their arguments had no class above them.
     """
     found, inside = dict(model), {}
     for old, new in OBJECTIVE.items():
         if old in found:
             inside[new] = found.pop(old)
-    objective = found.get("objective")
-    if inside and objective is None:
+    if inside and found.get("objective") is None:
         found["objective"] = {"class_path": "fmlightning.flow.CFM", "init_args": inside}
-    elif isinstance(objective, dict) and "class_path" not in objective:
-        found["objective"] = {
-            "class_path": "fmlightning.flow.MaximumLikelihood",
-            "init_args": objective,
-        }
+    for name, only in ONLY_CLASSES.items():
+        if isinstance(arguments := found.get(name), dict) and "class_path" not in arguments:
+            found[name] = {"class_path": only, "init_args": arguments}
     return found
 
 

@@ -1,8 +1,8 @@
 """The private names of jsonargparse that the command line stands on: a version that loses one fails here, by name."""
 
+import pathlib
 import tomllib
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from jsonargparse._common import parser_context
 
 from fmlightning.cli.jsonargparse_internals import all_actions, type_of, values
 from fmlightning.cli.parser import FlowParser
-from fmlightning.flow import Linear, Schedule
+from fmlightning.flow import Linear, Path
 
 
 def test_the_version_is_one_that_pyproject_allows(repository):
@@ -31,7 +31,7 @@ def test_what_a_value_names_is_imported_by_a_name_of_the_module(module):
 
 def test_there_is_no_other_way_to_import_what_a_value_names():
     """Beside the two that are guarded: types that code registers, completion, and a mixin that nothing here uses."""
-    folder = Path(_util.__file__).parent
+    folder = pathlib.Path(_util.__file__).parent
     found = {path.stem for path in folder.glob("*.py") if "import_object" in path.read_text()}
     others = {"typing", "_completions", "_completions_jsonschema", "_from_config"}
     assert found == {"_util", "_typehints", "_actions", *others}
@@ -40,7 +40,7 @@ def test_there_is_no_other_way_to_import_what_a_value_names():
 def test_a_class_that_takes_another_s_place_forgets_its_arguments():
     assert _typehints.discard_init_args_on_class_path_change.__name__ == "change"
     parser = FlowParser()
-    parser.add_argument("--path", type=Schedule, default=Linear(0.5))
+    parser.add_argument("--path", type=Path, default=Linear(0.5))
     words = ["--path=IndependentCFM", "--path.sigma_min=0.5"]
     with pytest.raises(ValueError, match="sigma_min"):
         parser.parse_args(words)
@@ -63,7 +63,7 @@ def test_options_of_a_subcommand_are_found():
 
 def test_values_inside_of_a_class_are_found():
     parser = FlowParser()
-    parser.add_argument("--path", type=Schedule)
+    parser.add_argument("--path", type=Path)
     found: dict[str, Any] = {}
     for name, _, value in values(
         parser, parser.parse_args(["--path=Linear", "--path.sigma_min=0.25"])

@@ -14,7 +14,7 @@ import yaml
 
 import fmlightning as package
 from fmlightning.runs.config_hash import config_hash
-from fmlightning.runs.directory import require_vacant, run_directory
+from fmlightning.runs.directory import Run, require_vacant, run_directory
 
 STEPS = ("--trainer.max_steps=4",)
 
@@ -45,6 +45,8 @@ def test_a_run_holds_all_it_needs(fit):
     assert {"config.yaml", "manifest.json", "metrics.csv", "checkpoints"} <= {
         p.name for p in run.iterdir()
     }
+    opened = Run.open(run)
+    assert opened.config == opened.saved_config, "taken for one of an earlier version"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["end_step"] == 4

@@ -83,7 +83,12 @@ OPTIONS = {
     ),
     "text for a width": option("model.network.width=wide", "a whole number"),
     "text for a flag": option("rerun=maybe", "true or false"),
-    "word for a group": option("model.solver=dopri5", "--model.solver.NAME"),
+    "word for a group": option("wandb=online", "--wandb.NAME"),
+    "method for a solver": option("model.solver=dopri5", "no such class", "ODESolver"),
+    "renamed argument": Row(
+        (*MOONS, "--model.path=IndependentCFM", "--model.path.s=0.1"),
+        ("--model.path.s", "it is now noise_std"),
+    ),
     "null for a class": Row(
         (*MOONS, "--model.path=null"), ("--model.path None", "Known: ", "Linear")
     ),
@@ -161,7 +166,9 @@ OPTIONS = {
         "model.path=Polynomial model.path.n=-1", "model.path.n=-1", "at least 1"
     ),
     "bridge without noise": several(
-        "model.path=SchrodingerBridge model.path.s=0", "model.path.s=0", "use Linear"
+        "model.path=SchrodingerBridge model.path.noise_std=0",
+        "model.path.noise_std=0",
+        "use Linear",
     ),
     "times of Beta": several("model.times=Beta model.times.a=-1", "model.times.a=-1", "positive"),
     "times of LogitNormal": several(
@@ -379,9 +386,7 @@ CONFIGS = {
         "evaluation: {metrics: [{class_path: mine.Metric}]}\n", "mine.Metric", "--allow mine"
     ),
     "unknown section": overlay(
-        "modle: {predicts: noise}\n",
-        "modle.prediction",
-        "did you mean --model.objective.prediction?",
+        "modle: {coupling: Independent}\n", "modle.coupling", "did you mean --model.coupling?"
     ),
     "renamed option": overlay(
         "model: {label_drop: 0.1}\n", "model.label_drop", "it is now --model.class_dropout_prob"

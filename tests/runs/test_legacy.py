@@ -52,7 +52,10 @@ NEW = {
         "scheduler": {"class_path": "fmlightning.training.Constant", "init_args": {}},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}},
         "class_dropout_prob": 0.2,
-        "solver": {"method": "heun2", "grid": {"class_path": "fmlightning.flow.CustomGrid", "init_args": {}}},
+        "solver": {
+            "class_path": "fmlightning.flow.ODESolver",
+            "init_args": {"method": "heun2", "grid": {"class_path": "fmlightning.flow.CustomGrid", "init_args": {}}},
+        },
         "guidance": {"scale": 1.5, "t_range": [0.0, 1.0]},
         "prefetch": 2,
     },
@@ -105,8 +108,9 @@ def test_one_note_is_printed(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_two_classes_of_a_name_stay_apart():
-    """A rate that is constant, and a diffusion that is."""
+def test_a_class_is_looked_for_first_in_the_room_it_was_in(monkeypatch):
+    """Two rooms may each have a class of a name: a constant rate, a constant diffusion."""
+    monkeypatch.setattr(import_module("fmlightning.flow"), "__all__", ["Constant"])
     assert (
         legacy.class_path("fmlightning.training.decay.Constant") == "fmlightning.training.Constant"
     )
