@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmlightning.flow.guidance import GuidedField
 from fmlightning.flow.models import NetworkField, require_one_noise
 from fmlightning.flow.paths.schedules import Schedule
 from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, require_times
@@ -61,7 +62,7 @@ class ScheduleTransformedField(nn.Module):
             coupling.
     """
 
-    def __init__(self, field: NetworkField, schedule: Schedule) -> None:
+    def __init__(self, field: NetworkField | GuidedField, schedule: Schedule) -> None:
         super().__init__()
         for path in (field.schedule, schedule):
             require_one_noise("a change of path", path, field.source, field.independent)
@@ -137,7 +138,7 @@ def curves(schedule: Schedule, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor
     return schedule.alpha(t), schedule.d_alpha(t), schedule.std(t), schedule.d_std(t)
 
 
-def common_interval(field: NetworkField, schedule: Schedule) -> tuple[float, float]:
+def common_interval(field: NetworkField | GuidedField, schedule: Schedule) -> tuple[float, float]:
     """The times of the new path whose ratio the trained field has."""
     trained = field.schedule.alpha_over_sigma(torch.tensor(field.interval, dtype=torch.float64))
     low, high = schedule.alpha_over_sigma_inverse(trained).tolist()
