@@ -5,6 +5,8 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
+from jsonargparse import Namespace
+
 from fmlightning.cli.load import TrainedFlow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.flow.guidance import Guidance
@@ -30,6 +32,13 @@ def add_path(parser: FlowParser) -> None:
     )  # fmt: skip
 
 
+def path_of(options: Namespace) -> Schedule | None:
+    """The path that was named, built."""
+    parser = FlowParser()
+    add_path(parser)
+    return parser.instantiate(Namespace(path=options.path)).path
+
+
 def add_guide_model(parser: FlowParser) -> None:
     parser.add_argument(
         "--guidance.guide_model", type=str | None, default=None,
@@ -46,8 +55,10 @@ def set_own(parser: FlowParser, argv: Sequence[str], *groups: str) -> None:
         solver = model.get("solver") or {}
         spec = solver if "class_path" in solver else {"class_path": ODE_SOLVER, "init_args": solver}
         parser.set_defaults({"solver": spec})
-    guidance = {k: v for k, v in (model.get("guidance") or {}).items() if k in groups}
-    parser.set_defaults({f"guidance.{k}": v for k, v in guidance.items()})
+    for name, value in (model.get("guidance") or {}).items():
+        if name in groups:  # YAML has no tuples, and a default is not parsed
+            value = tuple(value) if isinstance(value, list) else value
+            parser.set_defaults({f"guidance.{name}": value})
 
 
 def run_in(argv: Sequence[str]) -> str:

@@ -42,7 +42,14 @@ def reference_labels(index: Labels, counts: Sequence[int]) -> Labels:
 
 @lru_cache(maxsize=2)  # of a million samples it takes as long as a batch
 def permuted_labels(counts: tuple[int, ...], block: int) -> Labels:
-    """All labels of the reference in a keyed order, one for each block of as many samples."""
+    """All labels of the reference in a keyed order, one for each block of as many samples.
+
+    A class of n stands once in each n-th of the block, at a random place in it: whatever part of a block is taken,
+    its classes are as frequent as in the whole, up to about one sample. A plain permutation would add the noise of
+    random class counts to every score.
+    """
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    order = torch.randperm(len(labels), generator=Key(0).fold("labels", block).generator())
-    return labels[order]
+    rank = torch.cat([torch.arange(n) for n in counts])
+    generator = Key(0).fold("labels", block).generator()
+    place = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    return labels[((rank + place) / torch.tensor(counts)[labels]).argsort(stable=True)]

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fmlightning.flow.guidance import GuidedField
 from fmlightning.flow.models import Model, NetworkField, require_one_noise
 from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.predictions import affine
@@ -64,7 +65,7 @@ class ScheduleTransformedField(Model):
 
     offers = frozenset({"velocity"})
 
-    def __init__(self, field: NetworkField, path: AffinePath) -> None:
+    def __init__(self, field: NetworkField | GuidedField, path: AffinePath) -> None:
         super().__init__()
         trained = affine(field.path, "a change of path")
         for each in (trained, path):
@@ -140,7 +141,7 @@ def curves(path: AffinePath, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return path.alpha(t), path.d_alpha(t), path.std(t), path.d_std(t)
 
 
-def common_range(field: NetworkField, path: AffinePath) -> tuple[float, float]:
+def common_range(field: NetworkField | GuidedField, path: AffinePath) -> tuple[float, float]:
     """The times of the new path whose ratio the trained field has."""
     trained = field.path.alpha_over_sigma(torch.tensor(field.t_range, dtype=torch.float64))
     low, high = path.alpha_over_sigma_inverse(trained).tolist()

@@ -16,7 +16,7 @@ from torch import distributed
 
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.quiet import quiet
-from fmlightning.cli.sampling_options import add_flag, add_guide_model, add_path, set_own
+from fmlightning.cli.sampling_options import add_flag, add_guide_model, add_path, path_of, set_own
 from fmlightning.data.order import Shard
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.labels import LabelOrder
@@ -112,7 +112,9 @@ def parse(argv: list[str]) -> Any:
     if any(word.partition("=")[0] == "--guidance" for word in argv):
         raise ValueError("--guidance is a group of options: scales are --guidance.scale 1,2")
     set_own(parser, argv, *(f.name for f in fields(Guidance) if f.name != "scale"))
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.path = path_of(options)
+    return options
 
 
 @contextmanager
