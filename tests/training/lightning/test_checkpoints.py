@@ -466,3 +466,14 @@ def test_archives_get_a_checksum_wherever_they_end(tmp_path):
             append_checksum(file, size)
         require_intact(path)
         assert recorded_step(path) == size
+
+
+def test_the_state_of_a_run_before_a_name_was_changed_is_read():
+    callback = Checkpoints()
+    callback.load_state_dict(
+        {"monitor": None, "kept": {"00000008.ckpt": 8.0}, "spare": "00000004.ckpt"}
+    )
+    assert callback.backup == "00000004.ckpt"
+    again = Checkpoints()
+    again.load_state_dict(callback.state_dict())
+    assert (again.kept, again.backup) == (callback.kept, callback.backup)
