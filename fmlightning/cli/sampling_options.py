@@ -32,7 +32,7 @@ def add_path(parser: FlowParser) -> None:
     )  # fmt: skip
 
 
-def path_of(options: Namespace) -> Schedule | None:
+def path_of(options: Namespace) -> AffinePath | None:
     """The path that was named, built."""
     parser = FlowParser()
     add_path(parser)
@@ -106,7 +106,7 @@ def require_guidance_use(flow: TrainedFlow, guidance: Any, names: set[str]) -> N
     """
     if "scale" in names or flow.guidance.scale != 1:
         return
-    for name in ("guide_model", "rescale", "interval"):
+    for name in ("guide_model", "rescale", "t_range"):
         if name in names and (value := guidance[name]):
             raise ValueError(
                 f"guidance.{name}={value} does nothing at guidance.scale=1: add --guidance.scale 2"

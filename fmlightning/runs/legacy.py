@@ -15,13 +15,16 @@ Config = dict[str, Any]
 OPTIONS = {
     # an option as it was -> as it is, from the top of a config or as a command spells it
     "model.label_drop": "model.class_dropout_prob",
-    "model.prediction": "model.objective.prediction",
+    "model.predicts": "model.objective.prediction",
     "model.weight": "model.objective.weighting",
     "model.ahead": "model.prefetch",
-    "model.guidance.t_range": "model.guidance.t_range",
+    "model.guidance.interval": "model.guidance.t_range",
     "model.guidance.weaker": "model.guidance.guide_model",
-    "guidance.t_range": "guidance.t_range",
+    "guidance.interval": "guidance.t_range",
     "guidance.weaker": "guidance.guide_model",
+    "weaker": "guidance.guide_model",
+    "evaluation.judges": "evaluation.metrics",
+    "judges": "metrics",
 }
 
 CLASSES = {

@@ -216,14 +216,14 @@ METRICS = {
         DIGITS,
         (
             *steps(20), *SMALL, "--trainer.val_check_interval=10", "--trainer.log_every_n_steps=5",
-            "--evaluation.at_end=true", "--evaluation.judges=[{class_path: Wasserstein, init_args: {subsets: 1, "
+            "--evaluation.at_end=true", "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 1, "
             "size: 100}}]", "--model.solver.num_steps=5",
         ),
     ),
 }  # fmt: skip
 EVALUATE = (
     "--solvers=euler,dopri5", "--nfe=10", "--device=cpu",
-    "--judges=[{class_path: NegativeLogLikelihood, init_args: {size: 500}}, "
+    "--metrics=[{class_path: NegativeLogLikelihood, init_args: {size: 500}}, "
     "{class_path: Wasserstein, init_args: {subsets: 2, size: 500}}]",
 )  # fmt: skip
 
