@@ -195,7 +195,7 @@ class FlowCLI(OpenCLI):
             raise ValueError(of_trainer(str(error), self.resolved["trainer"])) from error
         check_precision(self.options.trainer.precision, built)
         if self.subcommand == "fit":
-            FastLoop(built)
+            FastLoop(built, FlowMatching)
         return built
 
     def loggers(self, asked: Any) -> list[Any]:

@@ -98,7 +98,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
     field = model.field.eval().requires_grad_(False)
     return TrainedFlow(
         field,
-        model.source,
+        model.recipe.source,
         model.solver,
         model.guidance,
         model.class_dropout_prob,

@@ -39,6 +39,7 @@ ARGUMENTS = {
     "": {"margin": "t_eps", "interval": "t_range"},
     "IndependentCFM": {"s": "noise_std"},
     "SchrodingerBridge": {"s": "noise_std"},
+    "SchrodingerBridgeCoupling": {"s": "noise_std"},
     "LatentData": {"drawn": "sample_posterior"},
 }
 

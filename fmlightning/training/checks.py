@@ -26,7 +26,7 @@ def check_data(module: "FlowMatching", data: FlowData, given: Source) -> None:
         ValueError: an option of the model and the data do not fit.
     """
     check_coupling(module, data)
-    if module.source.paired:
+    if module.recipe.source.paired:
         check_paired(module, data, given)
     module.recipe.objective.check(module.recipe, module.network, data)
     if module.class_dropout_prob and not module.num_classes:
@@ -36,7 +36,7 @@ def check_data(module: "FlowMatching", data: FlowData, given: Source) -> None:
         )
     module.solver.check(module.guided)  # guidance refuses a model without labels
     check_optimizer(module)
-    module.source.check((1, *module.event_shape))
+    module.recipe.source.check((1, *module.event_shape))
     check_network(module, type(data).__name__)
 
 
@@ -101,7 +101,7 @@ def check_network(module: "FlowMatching", data: str) -> None:
     try:
         with torch.no_grad():
             t = torch.full((2,), 0.5, device=module.device)
-            evaluate(network, module.path, x, t, y)
+            evaluate(network, module.recipe.path, x, t, y)
     except TypeError as error:
         raise ValueError(f"{name} must take net(x, t, y=None): {error}") from error
     except IndexError as error:

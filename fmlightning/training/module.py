@@ -71,13 +71,6 @@ class FlowMatching(LightningModule):
         seed: of every random number of training; the command line sets it to `seed_everything`.
     """
 
-    event_shape: tuple[int, ...]
-    num_classes: int
-    num_bins: int | None
-    batch_size: int
-    class_counts: tuple[int, ...]
-    latent: bool
-
     def __init__(
         self,
         network: nn.Module,
@@ -130,14 +123,6 @@ class FlowMatching(LightningModule):
         self.metrics = (BinnedMean(BINS),)
 
     @property
-    def path(self) -> Path:
-        return self.recipe.path
-
-    @property
-    def source(self) -> Source:
-        return self.recipe.source
-
-    @property
     def t_range(self) -> tuple[float, float]:
         """Where training times are drawn."""
         return self.recipe.objective.t_range(self.recipe.path)
@@ -184,7 +169,7 @@ class FlowMatching(LightningModule):
         self.num_bins, self.batch_size = data.num_bins, data.batch_size
         self.class_counts = data.class_counts
         self.latent = data.pixel_data.event_shape != data.event_shape
-        given = self.source
+        given = self.recipe.source
         if data.paired:
             self.recipe = replace(self.recipe, source=data.source_points)
         check_data(self, data, given)
@@ -196,7 +181,7 @@ class FlowMatching(LightningModule):
             batch: this process's x1, and y, of a step.
         """
         rows, device = self.shard.rows(self.batch_size), self.trainer.strategy.root_device
-        context = PairingContext(self.key, self.source, self.batch_size, rows, device)
+        context = PairingContext(self.key, self.recipe.source, self.batch_size, rows, device)
         return self.pairs.batches(self, self.recipe.coupling, context, batch)
 
     def teardown(self, stage: str) -> None:
@@ -233,15 +218,12 @@ class FlowMatching(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         draw = self.draws(batch, current_step(self.trainer))
         loss = self.recipe.objective.mean(self.nets, self.recipe, draw)
-        if self.logs_now:  # self.log at every step would take a quarter of a small network's time
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # self.log at every step would take a quarter of a small network's time
+        if every > 0 and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
-
-    @property
-    def logs_now(self) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     # -- validation, testing, prediction ----------------------------------------------------------
 
@@ -262,7 +244,7 @@ class FlowMatching(LightningModule):
             loss = self.recipe.objective.loss(self.nets, self.recipe, draw).weighted
         low, high = self.t_range
         self.metrics[0].to(self.device).update(loss, (draw.t - low) / (high - low))
-        point = draw.on(self.path)
+        point = draw.on(self.recipe.path)
         return {"loss": loss, "xt": point.xt, "t": point.t, "ut": point.ut}
 
     def on_validation_epoch_end(self) -> None:
@@ -292,7 +274,7 @@ class FlowMatching(LightningModule):
         """The samples with these numbers, by the averaged weights where there are any."""
         with evaluation_weights(self.trainer, self.network):
             return sample(
-                self.guided, self.source, self.solver, index, self.event_shape,
+                self.guided, self.recipe.source, self.solver, index, self.event_shape,
                 seed=self.seed, y=y, save_at=save_at,
             )  # fmt: skip
 
@@ -312,6 +294,6 @@ class FlowMatching(LightningModule):
             "num_classes": self.num_classes,
             "class_counts": list(self.class_counts),
             "num_bins": self.num_bins,
-            "paired": self.source.paired,
+            "paired": self.recipe.source.paired,
             "latent": self.latent,
         }

@@ -26,6 +26,7 @@ from fmlightning.cli.find_batch_size import MARK
 from fmlightning.cli.flow_cli import FlowCLI
 from fmlightning.cli.quiet import quiet
 from fmlightning.training.lightning.fast_loop import FastLoop
+from fmlightning.training.module import FlowMatching
 
 WARM = 3
 """Steps before the clock starts: an optimiser makes its state in the first, and convolutions are chosen."""
@@ -94,7 +95,7 @@ class TrialCLI(FlowCLI):
             limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
-        FastLoop(trainer)
+        FastLoop(trainer, FlowMatching)
         return trainer
 
     def before_fit(self) -> None:

@@ -65,19 +65,19 @@ class SchrodingerBridgeCoupling(Coupling):
     without its half, the weight is 2 s^2. Goes with the schedule `SchrodingerBridge` of the same s.
 
     Args:
-        s: diffusion of the bridge, positive.
+        noise_std: s, the diffusion of the bridge, positive.
         tolerance: as in `Entropic`.
         max_iterations: as in `Entropic`.
     """
 
-    s: float = 1.0
+    noise_std: float = 1.0
     tolerance: float = 1e-3
     max_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        if not 0 < self.s < math.inf:
+        if not 0 < self.noise_std < math.inf:
             raise ValueError(
-                f"s={self.s} must be positive and finite; without noise use MinibatchOT"
+                f"noise_std={self.noise_std} must be positive and finite; without noise use MinibatchOT"
             )
         require_iterations(self.tolerance, self.max_iterations)
 
@@ -85,7 +85,7 @@ class SchrodingerBridgeCoupling(Coupling):
         self, x0: Points, x1: Points, y: Conditions | None, generator: torch.Generator
     ) -> Pairs:
         refuse_labels(self, y)
-        entropic = Entropic(2 * self.s**2, self.tolerance, self.max_iterations)
+        entropic = Entropic(2 * self.noise_std**2, self.tolerance, self.max_iterations)
         return entropic.pairs(x0, x1, None, generator)
 
 

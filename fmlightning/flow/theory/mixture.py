@@ -99,7 +99,7 @@ class GaussianMixture(Source):
 
     @classmethod
     def of_eight_gaussians(cls, toy: EightGaussians) -> "GaussianMixture":
-        """The toy's law, with its oracle."""
+        """The distribution of the toy, with its oracle."""
         means = toy.centres(torch.zeros((), dtype=torch.float64))
         return cls(torch.full((8,), 1 / 8, dtype=torch.float64), means, toy.std)
 
@@ -170,6 +170,13 @@ class GaussianMixture(Source):
     def along(self, path: AffinePath) -> "MixturePath":
         """The path from noise to this law."""
         return MixturePath(self, path)
+
+
+def mixture_of(distribution: Source | None) -> GaussianMixture | None:
+    """The mixture that a distribution is, where it is one."""
+    if isinstance(distribution, EightGaussians):
+        return GaussianMixture.of_eight_gaussians(distribution)
+    return distribution if isinstance(distribution, GaussianMixture) else None
 
 
 class ComponentTerms(NamedTuple):

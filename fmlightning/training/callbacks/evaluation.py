@@ -92,7 +92,7 @@ class Evaluation(Periodic):
             self.prepared = True
         with evaluation_weights(trainer, module.network):
             distribution = getattr(data, "target", None)
-            evaluate_model(self.metrics, module.field, module.source, distribution)
+            evaluate_model(self.metrics, module.field, module.recipe.source, distribution)
         cost = self.generate(trainer, module, data)
         scores = computed(self.metrics)
         scores.add({"nfe": float(cost.nfe)}, {"nfe": None})

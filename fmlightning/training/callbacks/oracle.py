@@ -17,8 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from fmlightning.flow.paths.affine import AffinePath
-from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
-from fmlightning.flow.toys import EightGaussians
+from fmlightning.flow.theory.mixture import MixturePath, mixture_of
 from fmlightning.metrics.means import MeanWithError
 from fmlightning.training.ema.callback import evaluation_weights
 from fmlightning.training.module import FlowMatching
@@ -87,10 +86,7 @@ def errors(
 
 def exact_path(module: FlowMatching, data: Any) -> MixturePath | None:
     """The path whose velocity the network should learn, if it has a closed form."""
-    law = getattr(data, "target", None)
-    if isinstance(law, EightGaussians):
-        law = GaussianMixture.of_eight_gaussians(law)
-    path, independent = module.path, module.recipe.coupling.identity
-    if not isinstance(law, GaussianMixture) or not isinstance(path, AffinePath):
-        return None
-    return law.along(path) if module.source.gaussian and independent else None
+    mixture = mixture_of(getattr(data, "target", None))
+    path, source, coupling = (getattr(module.recipe, n) for n in ("path", "source", "coupling"))
+    known = isinstance(path, AffinePath) and source.gaussian and coupling.identity
+    return mixture.along(path) if mixture is not None and known else None

@@ -45,7 +45,7 @@ class Samples(Periodic):
             figure = image_grid(x, real, data.class_names)
         else:
             figure = scatter(
-                x, real, source_points(module.source, module.seed, index, data.event_shape)
+                x, real, source_points(module.recipe.source, module.seed, index, data.event_shape)
             )
         save_figure(trainer, "samples", figure)
 

@@ -65,4 +65,4 @@ class Trajectories(Periodic):
         streams = Key(0).fold("film").streams(torch.arange(len(x1), device=x1.device))
         pair = module.held_out.of(x1, None, streams)
         frames = [pair._replace(times=torch.full_like(pair.times, t)) for t in times]
-        return torch.stack([frame.on(module.path).xt for frame in frames])
+        return torch.stack([frame.on(module.recipe.path).xt for frame in frames])

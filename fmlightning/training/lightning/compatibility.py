@@ -15,7 +15,6 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fmlightning.training.lightning.scheduled import Scheduled
-from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import scaler
 
 BATCH_HOOKS = (
@@ -34,8 +33,12 @@ RARE = LearningRateMonitor, Timer
 """Callbacks of Lightning that are asked at every batch, and need not be."""
 
 
-def needs_every_step(trainer: Trainer) -> str | None:
-    """The part of a run that needs every batch, in words; None where there is none."""
+def needs_every_step(trainer: Trainer, plain_module: type[LightningModule]) -> str | None:
+    """The part of a run that needs every batch, in words; None where there is none.
+
+    Args:
+        plain_module: the class whose training step the fast loop knows.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         known = isinstance(callback, Scheduled) or type(callback) in RARE
         if not known and overridden(callback, Callback, BATCH_HOOKS):
@@ -43,7 +46,7 @@ def needs_every_step(trainer: Trainer) -> str | None:
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     for part, plain, names in (
         (module, LightningModule, (*BATCH_HOOKS, *STEP_METHODS)),
-        (module, FlowMatching, ("training_step", "configure_gradient_clipping")),
+        (module, plain_module, ("training_step", "configure_gradient_clipping")),
         (data, LightningDataModule, STEP_METHODS[-3:]),
     ):
         if found := overridden(part, plain, names):

@@ -37,7 +37,6 @@ from fmlightning.runs.signals import SIGNAL_STATE
 from fmlightning.training.lightning.compatibility import needs_every_step
 from fmlightning.training.lightning.scheduled import Scheduled, step_after
 from fmlightning.training.lightning.shutdown import GracefulShutdown
-from fmlightning.training.module import FlowMatching
 
 MAX_BATCHES = 1000
 """Batches of a stretch."""
@@ -51,10 +50,11 @@ class FastLoop:
 
     Args:
         trainer: whose loop it is.
+        plain_module: the class whose training step this loop knows.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, plain_module: type[LightningModule]) -> None:
+        self.trainer, self.plain_module = trainer, plain_module
         self.loop: _TrainingEpochLoop = trainer.fit_loop.epoch_loop
         self.lightning_step = self.loop.advance
         self.seconds = MAX_SECONDS  # of a batch, until it is known
@@ -76,7 +76,7 @@ class FastLoop:
         """Collect what a step needs, once all of it is there."""
         trainer = self.trainer
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        reason = needs_every_step(trainer)
+        reason = needs_every_step(trainer, self.plain_module)
         self.longest = 0 if reason else MAX_BATCHES
         if reason and trainer.is_global_zero:
             print(f"note: every step is shown to {reason}, which slows small networks down")
@@ -95,7 +95,7 @@ class FastLoop:
         self.optimizers = trainer.optimizers
         optimizer: Any = next(iter(self.optimizers), None)
         self.optimizer = optimizer
-        self.own = type(self.module) is not FlowMatching
+        self.own = type(self.module) is not self.plain_module
         """True for a class of one's own, which may log at any step."""
         bare = (
             type(trainer.strategy) is SingleDeviceStrategy

@@ -135,7 +135,7 @@ def fit_with(tmp_path, *callbacks, module=None, data=None, **options):
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
         use_distributed_sampler=False, **{"logger": False, **options},
     )  # fmt: skip
-    FastLoop(trainer)
+    FastLoop(trainer, FlowMatching)
     module = module or FlowMatching(TimeMLP(width=16, depth=2))
     data = data or ToyData(batch_size=32, val_size=64, test_size=64, steps_per_epoch=100)
     trainer.fit(module, data)
