@@ -59,7 +59,7 @@ def our_step(dropout: float) -> Callable[[], None]:
         t = torch.rand(BATCH, generator=now.fold("time").generator())
         optimizer.zero_grad()
         streams = now.fold("network").streams(index)
-        mean_cfm_loss(net, path.path, path.sample(x0, x1, t), streams=streams).backward()
+        mean_cfm_loss(net, path, path.sample(x0, x1, t), streams=streams).backward()
         optimizer.step()
 
     return step

@@ -79,7 +79,7 @@ def test_a_config_may_name_method_and_grid(command, tmp_path):
     result = command(
         "fit", "--config", "configs/toy/moons.yaml", "--config", config, "--print_config"
     )
-    solver = yaml.safe_load(result.stdout)["model"]["solver"]
+    solver = yaml.safe_load(result.stdout)["model"]["solver"]["init_args"]
     assert solver["method"] == "dpmpp_2m"
     assert solver["grid"]["class_path"].endswith("LogSNRGrid")
 

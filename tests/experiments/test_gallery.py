@@ -101,7 +101,7 @@ def test_paths_to_one_point_are_straight_on_the_ot_path_only():
     times = torch.linspace(0, 1, 65, dtype=F64)
 
     def detour(path):
-        curve = paths.AffinePath(path.path)
+        curve = path.path
         x1 = paths.ONE.expand_as(x0)
         return comparison.detour(torch.stack([curve.sample(x0, x1, t).xt for t in times]))
 

@@ -177,8 +177,8 @@ def test_the_sde_takes_it():
     ("options", "named"),
     [
         ({"scale": float("nan")}, "scale"),
-        ({"t_range": (0.5, 0.5)}, "interval"),
-        ({"t_range": (0.0, 2.0)}, "interval"),
+        ({"t_range": (0.5, 0.5)}, "t_range"),
+        ({"t_range": (0.0, 2.0)}, "t_range"),
         ({"zero_until": 1.0}, "zero_until"),
     ],
 )

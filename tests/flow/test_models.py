@@ -62,12 +62,12 @@ def test_a_flow_is_trained_and_sampled_in_plain_torch():
             data.sample((256, 2), g),
             torch.rand(256, generator=g),
         )
-        loss = cfm_loss(network, path.path, path.sample(x0, x1, t)).mean()
+        loss = cfm_loss(network, path, path.sample(x0, x1, t)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     x0 = source_points(source, 0, torch.arange(1000), (2,))
-    x1 = generate(NetworkField(network, path.path), x0, ODESolver("midpoint", 20)).x
+    x1 = generate(NetworkField(network, path), x0, ODESolver("midpoint", 20)).x
     truth = data.sample((1000, 2), key.fold("test").generator())
     # a factor of 15 after this short training, of which half is kept as margin for other machines
     assert energy_distance(x1, truth) < energy_distance(x0, truth) / 8
@@ -178,7 +178,7 @@ def test_states_on_the_way_come_without_a_second_solve():
 
 def test_a_path_with_noise_of_its_own_starts_with_it():
     x0, schedule = source_points(Gaussian(), 0, torch.arange(4), (2,)), IndependentCFM(0.2)
-    with pytest.raises(ValueError, match="pass eps"):
+    with pytest.raises(ValueError, match="pass noise"):
         generate(exact(schedule), x0, ODESolver("euler", 2))
     assert path_noise(Linear(), 0, torch.arange(4), (2,)) is None
     noise = path_noise(schedule, 0, torch.arange(4), (2,))

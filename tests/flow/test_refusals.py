@@ -387,5 +387,5 @@ def test_a_plan_that_is_not_the_best_is_refused():
 
 
 def test_levels_that_no_byte_holds_are_refused():
-    with pytest.raises(ValueError, match="levels=65536"):
+    with pytest.raises(ValueError, match="num_bins=65536"):
         quantise(X, 65536)

@@ -17,7 +17,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear, VariancePreserving
 from fmlightning.flow.shapes import Points
 from fmlightning.flow.solvers.ode import ODESolver
@@ -70,7 +69,7 @@ def draw(detail: Detail) -> Iterator[tuple[str, Figure]]:
 def conditional(axis: Axes, path: MixturePath, detail: Detail) -> None:
     """The ways to one data point."""
     x0, times = noise(detail.particles)[:LINES], torch.linspace(0, 1, 121, dtype=F64)
-    x1, curve = torch.tensor([[-2.4, 2.4]], dtype=F64).expand_as(x0), AffinePath(path.path)
+    x1, curve = torch.tensor([[-2.4, 2.4]], dtype=F64).expand_as(x0), path.path
     ways(axis, torch.stack([curve.sample(x0, x1, t).xt for t in times]), times)
     finish(axis, "to one data point", LIMITS)
 

@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.flow.paths.schedules import Linear
 from fmlightning.flow.shapes import Points
 from fmlightning.flow.theory.mixture import GaussianMixture, MixturePath
@@ -51,7 +50,7 @@ def paths(detail: Detail) -> Figure:
     for row, path, x1 in zip(axes, (CONDITIONAL, MARGINAL), targets, strict=True):
         for axis, t in zip(row, PATH_TIMES, strict=True):
             shade(axis, lambda x, p=path, t=t: p.log_prob(x, at(t)), detail.side, PALE)
-            dots(axis, AffinePath(path.path).sample(x0, x1, at(t)).xt, RED, 3, 0.8)
+            dots(axis, path.path.sample(x0, x1, at(t)).xt, RED, 3, 0.8)
             finish(axis, f"t = {t:g}", LIMITS)
     for axis in axes[0]:
         cross(axis)

@@ -241,7 +241,7 @@ class ODESolver(Solver):
         if path is None or inner is not field:
             raise ValueError(
                 "method='dpmpp_2m' integrates the states of a path, and was given a field without one: pass "
-                "schedule=... with it; a likelihood takes heun2 or dopri5"
+                "path=... with it; a likelihood takes heun2 or dopri5"
             )
         return self.exponential.stepper(field, affine(path, "method='dpmpp_2m'"), grid)
 

@@ -190,8 +190,8 @@ def test_curves_whose_ends_do_not_hold_are_refused():
     [
         (Linear, {"sigma_min": 1.0}),
         (Linear, {"sigma_min": -0.1}),
-        (IndependentCFM, {"s": 0.0}),
-        (SchrodingerBridge, {"s": -1.0}),
+        (IndependentCFM, {"noise_std": 0.0}),
+        (SchrodingerBridge, {"noise_std": -1.0}),
         (VariancePreserving, {"beta_min": 30.0}),
         (VarianceExploding, {"sigma_min": 0.0}),
         (Polynomial, {"n": 0.5}),

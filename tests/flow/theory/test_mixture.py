@@ -218,7 +218,7 @@ def test_a_finite_data_set():
     torch.testing.assert_close(path.data(x + 1e-7, near), x, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="no density"):
         points.log_prob(x)
-    with pytest.raises(ValueError, match="interval"):
+    with pytest.raises(ValueError, match="t_range"):
         path.velocity(x, scalar(1.0))
 
 
