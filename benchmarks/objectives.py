@@ -70,8 +70,8 @@ def main() -> None:
     x1, x0 = LAW.sample((BATCH, 2), generator), torch.randn(BATCH, 2, generator=generator)
     t = torch.rand(BATCH, generator=generator)
     matched, likely = network(flags.mixture), network(flags.likelihood)
-    field, objective = NetworkField(likely, path.path), MaximumLikelihood()
-    cfm = stepper(matched, lambda: cfm_loss(matched, path.path, path.sample(x0, x1, t)))
+    field, objective = NetworkField(likely, path), MaximumLikelihood()
+    cfm = stepper(matched, lambda: cfm_loss(matched, path, path.sample(x0, x1, t)))
     cnf = stepper(likely, lambda: objective(field, x1, Gaussian()))
     cfm(), cnf()  # the warm-up
     pairs = by_turns(cfm, cnf, flags.repeats)

@@ -6,6 +6,7 @@ Writes plain files that need no server and nothing from the network, and fails i
 """
 
 import argparse
+import importlib
 import pkgutil
 import re
 import shutil
@@ -123,6 +124,15 @@ def write_api(out: Path) -> None:
     vars(fmlightning)["load"] = fmlightning.load  # imported on use, where pdoc does not look
     for package in (fmlightning, fmlightning.flow.couplings):  # pdoc shows the modules they export
         package.__all__ += [module.name for module in pkgutil.iter_modules(package.__path__)]
+    for name in (
+        "flow",
+        "nets",
+        "data",
+        "metrics",
+        "training",
+    ):  # a class has its page where it lies
+        facade = importlib.import_module(f"fmlightning.{name}")
+        vars(facade)["__all__"] = [m.name for m in pkgutil.iter_modules(facade.__path__)]
     pdoc.pdoc("fmlightning", "!fmlightning.__main__", output_directory=out / "api")
 
 

@@ -120,7 +120,7 @@ def test_later_configs_and_then_options_win(command, tmp_path):
 def test_another_path_starts_from_its_own_defaults(command, tmp_path, where):
     """What two paths call by one name are two things; an optimiser's rate is one."""
     first = tmp_path / "first.yaml"
-    first.write_text("model: {path: {class_path: IndependentCFM, init_args: {s: 0.3}}}")
+    first.write_text("model: {path: {class_path: IndependentCFM, init_args: {noise_std: 0.3}}}")
     second = tmp_path / "second.yaml"
     second.write_text("model: {path: SchrodingerBridge, optimizer: Adam}")
     change = (
@@ -129,7 +129,7 @@ def test_another_path_starts_from_its_own_defaults(command, tmp_path, where):
         else ["--model.path=SchrodingerBridge", "--model.optimizer=Adam"]
     )
     config = yaml.safe_load(command(*MOONS, "--config", first, *change, "--print_config").stdout)
-    assert config["model"]["path"]["init_args"]["s"] == 1.0
+    assert config["model"]["path"]["init_args"]["noise_std"] == 1.0
     assert config["model"]["optimizer"]["class_path"] == "torch.optim.Adam"
     assert config["model"]["optimizer"]["init_args"]["lr"] == 5e-3
 

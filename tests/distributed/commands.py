@@ -15,24 +15,24 @@ from pathlib import Path
 import torch
 
 from fmlightning.__main__ import main
-from fmlightning.training.module import FlowMatching
+from fmlightning.training.draws import Draws
 
 RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-original = FlowMatching.draw
+original = Draws.__call__
 
 
 def run(name, argv, folder, signal=None):
     draws = []
 
-    def draw(self, *args):
-        point, y = original(self, *args)
-        taken = {**point._asdict(), "y": y}
+    def draw(self, batch, step):
+        drawn = original(self, batch, step)
+        taken = {**drawn.on(self.recipe.path)._asdict(), "y": drawn.y}
         draws.append({k: v.clone() for k, v in taken.items() if v is not None})
-        if signal and self.trainer.global_step == signal[0] and SIZE - 1 == RANK:
+        if signal and step == signal[0] and SIZE - 1 == RANK:
             os.kill(os.getpid(), signal[1])
-        return point, y
+        return drawn
 
-    FlowMatching.draw = draw
+    Draws.__call__ = draw
     devices = [f"--trainer.devices={SIZE}", *(["--trainer.strategy=ddp"] if SIZE > 1 else [])]
     status = main([*argv, "--trainer.accelerator=cpu", *devices])
     torch.save({"status": status, "draws": draws}, folder / f"{name}-{RANK}.pt")

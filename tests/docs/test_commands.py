@@ -59,7 +59,7 @@ def parse_only(parser, main, *args):
 @pytest.fixture(scope="module")
 def resolve():
     """Options of `fit` and its like against the whole parser, which is built once."""
-    from fmlightning.studies.sweep.resolve import LoaderOptions
+    from fmlightning.studies.sweep.resolve import ConfigOnlyCLI
 
     reading = None
 
@@ -67,7 +67,7 @@ def resolve():
         nonlocal reading
         check_files(words)
         if reading is None:
-            reading = LoaderOptions(words)
+            reading = ConfigOnlyCLI(words)
         else:
             reading.parse_arguments(reading.parser, words)
 

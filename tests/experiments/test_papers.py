@@ -10,7 +10,7 @@ from fmlightning.nets.dit import DiT
 from fmlightning.nets.size import parameter_count
 from fmlightning.nets.unet import UNet
 
-FOLDER = Path(__file__).parent.parent / "configs" / "papers"
+FOLDER = Path(__file__).parents[2] / "configs" / "papers"
 # as tests/nets holds them against the published definitions
 PARAMETERS = {
     "cifar10_unet_lipman2023": 171_268_099,

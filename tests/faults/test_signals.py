@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from fmlightning.metrics.evaluator import Evaluator
 from fmlightning.runs.signals import EXIT_CODES, SIGNAL_STATE, handle
 from fmlightning.training.callbacks.evaluation import Evaluation
 from fmlightning.training.lightning.checkpoints import ChecksummedFiles
@@ -87,7 +88,7 @@ PLACES = {
     "in the last step of an epoch": (FlowMatching, "training_step", 20, 10),
     "in a validation": (FlowMatching, "validation_step", 2, 5),
     "in the last step": (FlowMatching, "training_step", 48, 24),
-    "in the final evaluation": (Evaluation, "show", 1, 24),
+    "in the final evaluation": (Evaluator, "block", 1, 24),
 }
 
 

@@ -60,7 +60,7 @@ NEW = {
         "prefetch": 2,
     },
     "data": {"class_path": "mine.Data", "init_args": {"s": 1, "margin": 2}},
-    "evaluation": {"judges": [{"class_path": "fmlightning.metrics.KNNAccuracy", "init_args": {}}],
+    "evaluation": {"metrics": [{"class_path": "fmlightning.metrics.KNNAccuracy", "init_args": {}}],
                    "at_end": True},
 }  # fmt: skip
 

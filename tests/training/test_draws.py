@@ -90,7 +90,7 @@ def test_images_are_drawn_step_by_step():
 
 def test_new_points_are_others_at_every_step_and_the_same_in_every_order():
     data = ToyData(batch_size=32)
-    rows, together = slice(0, 32), data.together
+    rows, together = slice(0, 32), data.steps_at_once
     assert together > 2
     steps = [0, 1, together - 1, together, 3 * together + 1]
     batches = [data.train_batch(step, rows)["x1"] for step in steps]

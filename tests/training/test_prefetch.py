@@ -246,8 +246,8 @@ def test_odd_sizes_are_refused(fmlightning):
     for option, words in (
         ("--model.coupling.ot_batch_size=1000000000", "ot_batch_size=1000000000 must be from 1 to 20000"),
         ("--model.coupling.ot_batch_size=48", "ot_batch_size=48 must be a multiple of data.batch_size=32"),
-        ("--model.prefetch=-1", "ahead=-1 must be from 0"),
-        ("--model.prefetch=100000", "ahead=100000 must be from 0, which solves within the step, to 64"),
+        ("--model.prefetch=-1", "prefetch=-1 must be from 0"),
+        ("--model.prefetch=100000", "prefetch=100000 must be from 0, which solves within the step, to 64"),
     ):  # fmt: skip
         status, shown = fmlightning(
             "fit", "--config", f"configs/{SMALL[0]}.yaml", *SMALL[1:], "--model.coupling=MinibatchOT", option,

@@ -5,7 +5,7 @@ import torch
 from torch.optim import SGD, lr_scheduler
 
 from fmlightning.cli import device as native
-from fmlightning.cli import fit as cli
+from fmlightning.cli import trainer_options as cli
 from fmlightning.cli.build import instantiate_model
 from fmlightning.cli.load import load
 from fmlightning.flow.determinism import seeded

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from fmlightning.flow.paths.schedules import Linear, Schedule, VarianceExploding, VariancePreserving
+from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.paths.schedules import Linear, VarianceExploding, VariancePreserving
 from fmlightning.metrics.figures import finish
 
 from .scene import DATA, DENSE, EXTENT, LIMITS, Detail, Film, at, over_plane, shade, snapshot
 
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-PATHS: dict[str, Schedule] = {
+PATHS: dict[str, AffinePath] = {
     "OT": Linear(),
     "VP": VariancePreserving(),
     "VE": VarianceExploding(0.01, 5.0),

@@ -195,5 +195,5 @@ def test_weights_that_are_code_are_not_run(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"fc.weight": Code()}, path)
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        Inception(features.Weights(path, ""))
+        Inception(features.WeightsFile(path, ""))
     assert not (tmp_path / "ran").exists()

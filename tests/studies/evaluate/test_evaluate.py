@@ -12,11 +12,11 @@ from fmlightning.cli.load import load_flow
 from fmlightning.cli.sample import class_labels
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.labels import reference_labels
-from fmlightning.metrics.figures import quality
 from fmlightning.metrics.transport import wasserstein2
 from fmlightning.runs.directory import Run
 from fmlightning.studies.evaluate.scoring import instantiate_metrics
 from fmlightning.studies.evaluate.table import headline, table
+from fmlightning.studies.report.figures import quality
 
 METRICS = '--metrics=[{"class_path": "Wasserstein", "init_args": {"subsets": 1, "size": 100}}]'
 SMALL = (

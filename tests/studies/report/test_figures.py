@@ -3,6 +3,7 @@
 import pytest
 from paper_runs import write_cell, write_run
 
+from fmlightning.flow.paths.affine import AffinePath
 from fmlightning.metrics.style import FIXED, in_words, looks
 from fmlightning.studies.report.cells import cells_of
 from fmlightning.studies.report.figures import against_nfe, quality, training
@@ -92,7 +93,7 @@ def test_every_solver_and_path_has_a_look_of_its_own():
     from fmlightning.flow.solvers import ode, sde
 
     solvers = {*ode.FIXED, *ode.ADAPTIVE, *sde.METHODS}
-    ours = [c for c in schedules.Schedule.__subclasses__() if c.__module__ == schedules.__name__]
+    ours = [c for c in AffinePath.__subclasses__() if c.__module__ == schedules.__name__]
     paths = {cls.__name__ for cls in ours}
     assert solvers | paths - {"Curves"} <= set(FIXED)  # one's own curves have no name
 

@@ -7,10 +7,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from fmlightning.data.order import Shard
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.couplings import Independent, MinibatchOT
 from fmlightning.flow.keys import Key
-from fmlightning.flow.objectives.cfm import mean_square
+from fmlightning.flow.objectives.cfm import CFM, mean_square
 from fmlightning.flow.paths.schedules import (
     Linear,
     SchrodingerBridge,
@@ -23,6 +24,7 @@ from fmlightning.flow.toys import EightGaussians, Moons
 from fmlightning.metrics.means import MeanWithError
 from fmlightning.nets.mlp import TimeMLP
 from fmlightning.training.callbacks.oracle import OracleError
+from fmlightning.training.held_out import HeldOut
 from fmlightning.training.module import FlowMatching
 
 LAW = GaussianMixture([0.5, 0.3, 0.2], [[-2.0, 0.0], [1.0, 1.0], [1.0, -2.0]], [0.5, 0.3, 0.8])
@@ -55,9 +57,8 @@ def held_out(schedule, data):
     """The points of validation, drawn again."""
     module = FlowMatching(TimeMLP(2, 4, 1), path=schedule)
     x1 = data.eval_samples("val")["x1"]
-    return module.held_out_sample(
-        x1, None, Key(0).fold("validation").streams(torch.arange(len(x1)))
-    )[0]
+    streams = Key(0).fold("validation").streams(torch.arange(len(x1)))
+    return HeldOut(module.recipe, len(x1), Shard()).of(x1, None, streams).on(schedule)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_error_bars_are_those_of_the_values():
 @pytest.mark.parametrize("predicts", ["data", "noise"])
 def test_the_error_is_of_the_velocity_whatever_the_network_predicts(predicts):
     network = OracleNetwork(LAW.along(Linear()), predicts)
-    logged = validated(network, ToyData(LAW, val_size=2000), prediction=predicts)
+    logged = validated(network, ToyData(LAW, val_size=2000), objective=CFM(predicts))
     assert logged["val/fm_error"] < 1e-4  # rounding, divided by the distance to the singular end
     assert abs(logged["val/cfm_minus_C"]) < 4 * logged["val/cfm_minus_C_se"]
 

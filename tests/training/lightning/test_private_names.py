@@ -63,7 +63,7 @@ TORCH = {
     "_is_mkldnn_bf16_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported",
 }  # fmt: skip
 JSONARGPARSE = {"_actions", "_typehints", "_common", "_typehint", "_name_parser_map"}
-PYTHON = {"_exit", "_replace", "_asdict", "_run_exitfuncs"}
+PYTHON = {"_option_string_actions", "_exit", "_replace", "_asdict", "_run_exitfuncs"}
 
 ROOMS = {
     "training/lightning/": LIGHTNING,
