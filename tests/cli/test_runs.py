@@ -184,8 +184,10 @@ def test_sample_writes_the_same_samples_in_any_batches(fit, fmlightning, tmp_pat
         assert status == 0, shown
         assert (out / "samples.png").is_file()
         outputs.append(np.load(out / "samples.npz"))
+    # of 15, each of the ten about equally frequent classes of digits has one or two
+    assert set(np.unique(outputs[0]["y"], return_counts=True)[1]) <= {1, 2}
     for other in outputs[1:]:
-        assert other["y"].tolist() == [*range(10), *range(5)]
+        assert other["y"].tolist() == outputs[0]["y"].tolist()
         # float32 sums in another order; four steps of a network of unit scale
         np.testing.assert_allclose(other["x"], outputs[0]["x"], atol=1e-5)
 

@@ -267,7 +267,7 @@ def test_guidance_asks_for_a_model_that_was_trained_without_labels_too(fmlightni
 
 @pytest.mark.parametrize(
     "option",
-    ["--guidance.guide_model=RUN", "--guidance.rescale=true", "--guidance.interval=[0.2,0.8]"],
+    ["--guidance.guide_model=RUN", "--guidance.rescale=true", "--guidance.t_range=[0.2,0.8]"],
 )
 def test_guidance_without_a_scale_is_refused(fmlightning, run, tmp_path, option):
     out = tmp_path / "out"

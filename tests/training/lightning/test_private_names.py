@@ -62,7 +62,7 @@ TORCH = {
     "_foreach_mul_", "_foreach_norm", "_foreach_sub", "_step_supports_amp_scaling", "_parameters", "_modules",
     "_is_mkldnn_bf16_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported",
 }  # fmt: skip
-JSONARGPARSE = {"_actions", "_typehints", "_common", "_typehint", "_name_parser_map"}
+JSONARGPARSE = {"_values", "_actions", "_typehints", "_common", "_typehint", "_name_parser_map"}
 PYTHON = {"_option_string_actions", "_exit", "_replace", "_asdict", "_run_exitfuncs"}
 
 ROOMS = {
