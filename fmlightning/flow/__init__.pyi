@@ -35,6 +35,7 @@ from .objectives.weightings import Unweighted as Unweighted
 from .objectives.weightings import Weighting as Weighting
 from .paths.affine import AffinePath as AffinePath
 from .paths.gaussian import GaussianPath as GaussianPath
+from .paths.gaussian import PathCurve as PathCurve
 from .paths.path import Path as Path
 from .paths.path import PathSample as PathSample
 from .paths.schedules import Curves as Curves

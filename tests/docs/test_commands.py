@@ -76,11 +76,14 @@ def resolve():
 
 @pytest.fixture
 def my_package(tmp_path, monkeypatch):
-    """The modules that the README shows, where its commands find them."""
+    """The modules that README and CONTRIBUTING show, where their commands find them."""
     (tmp_path / "my_package").mkdir()
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
         if name := re.match(r"# my_package/(\w+)\.py", block):
             (tmp_path / "my_package" / f"{name[1]}.py").write_text(block)
+    examples = (ROOT / "CONTRIBUTING.md").read_text()
+    for name, block in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", examples, re.DOTALL):
+        (tmp_path / f"{name}.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
 
 

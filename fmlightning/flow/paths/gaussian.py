@@ -6,8 +6,10 @@ r"""Gaussian paths of any mean and scale.
 Source: Lipman et al. 2023, arXiv:2210.02747, Theorem 3.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,16 @@ from fmlightning.flow.paths.affine import derivative, require_pair, require_widt
 from fmlightning.flow.paths.path import Path, PathSample
 from fmlightning.flow.shapes import Points, Times, expand_like, require_like
 
-Curve = Callable[[Tensor, Tensor], Tensor]
+
+class PathCurve(ABC):
+    """A mean or a scale of a `GaussianPath`: the class of one's own that a config names; Python takes any function."""
+
+    @abstractmethod
+    def __call__(self, x1: Points, t: Times) -> Tensor:
+        """The mean, (B, *S), or the scale, (B,) or (), at data points x1 and times t."""
+
+
+Curve = PathCurve | Callable[..., Any]
 
 
 @dataclass(frozen=True)
