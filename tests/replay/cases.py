@@ -183,6 +183,9 @@ ON_A_GRID = {
 }
 """Only the config of a run names the grid of its solver."""
 
+IN_TURN = "--labels=balanced"
+"""The labels that the first version dealt."""
+
 SAMPLINGS = {
     f"moons/{method}": Sampling(MOONS, (METHOD.format(method), NUMBER.format(20)))
     for method in ("euler", "heun2", "ab3", "dpmpp_2m")
@@ -191,13 +194,16 @@ SAMPLINGS |= {f"moons/{name}": Sampling(f"grid/{name}") for name in ON_A_GRID}
 SAMPLINGS |= {
     "moons/dopri5": Sampling(MOONS, (METHOD.format("dopri5"),)),
     "moons/raw": Sampling(MOONS, ("--ema=false",)),
-    "digits/guided": Sampling("digits/dropout", (NUMBER.format(10), "--guidance.scale=2")),
+    "digits/guided": Sampling(
+        "digits/dropout", (NUMBER.format(10), "--guidance.scale=2", IN_TURN)
+    ),
     "digits/zero-star": Sampling(
         "digits/dropout",
-        (NUMBER.format(10), "--guidance.scale=2", "--guidance.rescale=true", "--guidance.zero_until=0.04"),
+        (NUMBER.format(10), "--guidance.scale=2", "--guidance.rescale=true", "--guidance.zero_until=0.04",
+         IN_TURN),
     ),
     "digits/restored": Sampling("images/denoise_digits", (NUMBER.format(5),)),
-    "digits/decoded": Sampling("images/digits_latent", (NUMBER.format(5),)),
+    "digits/decoded": Sampling("images/digits_latent", (NUMBER.format(5), IN_TURN)),
 }  # fmt: skip
 
 # -- scores ---------------------------------------------------------------------------------------------
@@ -217,7 +223,7 @@ METRICS = {
         (
             *steps(20), *SMALL, "--trainer.val_check_interval=10", "--trainer.log_every_n_steps=5",
             "--evaluation.at_end=true", "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 1, "
-            "size: 100}}]", "--model.solver.num_steps=5",
+            "size: 100}}]", "--model.solver.num_steps=5", "--evaluation.labels=balanced",
         ),
     ),
 }  # fmt: skip
@@ -229,7 +235,10 @@ EVALUATE = (
 
 DEMO = {
     "moons": (Training(MOONS, ("--evaluation.at_end=true",)), ("--n=2000", "--device=cpu")),
-    "digits": (Training(DIGITS, ("--evaluation.at_end=true",)), ("--n=100", "--device=cpu")),
+    "digits": (
+        Training(DIGITS, ("--evaluation.at_end=true", "--evaluation.labels=balanced")),
+        ("--n=100", "--device=cpu", IN_TURN),
+    ),
 }
 """The runs of `make demo`: their training, and what `sample` is told of them."""
 
