@@ -23,7 +23,7 @@ class TrainedFlow:
 
     Attributes:
         field: the velocity field of the trained network.
-        source: the law at t = 0.
+        source: the distribution at t = 0.
         solver: the solver of the run's config.
         guidance: the guidance of the run's config, for classes.
         class_dropout_prob: how often labels were hidden in training.

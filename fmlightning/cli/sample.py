@@ -1,4 +1,4 @@
-"""`fmlightning sample RUN`: samples of a trained run, as a picture and as numbers."""
+"""`fmlightning sample RUN`: samples of a trained run, as an image and as numbers."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace

@@ -11,7 +11,7 @@ For the flow dx/dt = v(x, t), the limit of many small maps,
 is integrated from t = 1 back to t = 0 beside the state. The divergence takes one backward pass for each dimension,
 or one in all by Hutchinson's estimate z . (dv/dx) z with E z z^T = I, z fixed along the trajectory.
 
-p_0 is the law at which integration ends: of sigma_0 x0 + gamma_0 eps, so N(0, (sigma_0^2 + gamma_0^2) I) for a
+p_0 is the distribution at which integration ends: of sigma_0 x0 + gamma_0 eps, so N(0, (sigma_0^2 + gamma_0^2) I) for a
 Gaussian source. Paths with alpha_0 > 0 (diffusion paths) do not quite start there; no tolerance removes that.
 
 Source: Chen et al. 2018, arXiv:1806.07366, eq. 8; Grathwohl et al. 2019, arXiv:1810.01367.
@@ -123,15 +123,15 @@ def log_prob(
     Args:
         field: the velocity.
         x1: data, (B, *S).
-        source: the law of x0.
+        source: the distribution of x0.
         path: the path, which says what is left of the source at the start.
         solver: any; a fixed-step method computes the divergence only where its step uses it.
-        t_range: from the start law to the data; the path's if None.
+        t_range: from the start distribution to the data; the path's if None.
         probe: Hutchinson's z, (B, *S), from `hutchinson_probe`; None for the exact divergence, D backward passes.
         differentiable: keep the graph, to train on the result.
 
     Raises:
-        ValueError: the density of the start law is not known.
+        ValueError: the density of the start distribution is not known.
         SolverError: the integration failed.
     """
     return integrate(field, x1, source, path, solver, t_range, probe, differentiable)[0]

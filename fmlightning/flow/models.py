@@ -142,7 +142,7 @@ class NetworkField(Model):
         network: `net(x, t, y=None) -> like x`.
         path: the path it was trained on.
         prediction: what it predicts.
-        source: the law of x0 it was trained with; needed for a score, which follows from a Gaussian one only.
+        source: the distribution of x0 it was trained with; needed for a score, which follows from a Gaussian one only.
         independent: whether its coupling drew x0 independently of x1, which a score needs as well.
 
     Raises:

@@ -1,6 +1,6 @@
 r"""Change of path: train on one path, sample along another.
 
-Two paths with the ratios alpha / std and abar / sbar pass through the same laws, up to scale, in another
+Two paths with the ratios alpha / std and abar / sbar pass through the same distributions, up to scale, in another
 time. With t(r) where the ratios agree and s the ratio of the scales,
 
     alpha(t) / std(t) = abar(r) / sbar(r),   s = sbar(r) / std(t) = abar(r) / alpha(t),   x_r = s x_t       (1)

@@ -3,9 +3,9 @@ r"""How much farther a flow goes than it would have to.
     E = E int_0^1 |v(x_t, t)|^2 dt >= W2(p0, p1)^2,      NPE = |E - W2(p0, q)^2| / W2(p0, q)^2      (1)
 
 Among all flows from p0 to p1 the optimal transport has the least energy, W2^2 (Benamou and Brenier). Of a trained
-flow p1 is not quite the data's law q, so E may come out below W2(p0, q)^2 too.
+flow p1 is not quite the data's distribution q, so E may come out below W2(p0, q)^2 too.
 
-The distance of two laws is estimated from samples, and so is E: both from the same source points, so that much of
+The distance of two distributions is estimated from samples, and so is E, from the same source points, so that much of
 what the draw adds to both sides of (1) cancels. A distance of samples is biased upwards, in the plane by about
 log(n) / n: it is given with its n. The points are the same for every model, and so then is the distance.
 
@@ -33,7 +33,7 @@ class PathEnergy(ModelMetric):
     They are of the field, whatever solver samples are drawn with.
 
     Args:
-        subsets: disjoint samples of both laws, whose distances are averaged.
+        subsets: disjoint samples of both distributions, whose distances are averaged.
         size: n, points in each.
         num_steps: steps of Euler's method, whose energy sum_k |v_k|^2 h is exact at its own points.
     """

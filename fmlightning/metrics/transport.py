@@ -2,7 +2,7 @@ r"""Distances of optimal transport between samples.
 
     W2(p, q)^2 = min over couplings of E |x - y|^2                                 (1)
 
-The distance between two samples of one law is not zero: it falls with the sample size, in the plane about as
+The distance between two samples of one distribution is not zero: it falls with the sample size, in the plane about as
 n^(-1/2). So it is given with that size, and beside the distance between two samples of the data.
 
 Source: Peyre and Cuturi 2019, Computational Optimal Transport, arXiv:1803.00567.

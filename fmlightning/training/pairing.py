@@ -29,7 +29,7 @@ class PairingContext:
 
     Args:
         key: of training; that of a step is folded from it.
-        source: the law of x0.
+        source: the distribution of x0.
         batch_size: of the global batch.
         rows: this process's rows of it.
         device: where x0 is drawn and pairs are found.
@@ -222,7 +222,7 @@ class PotentialFit:
     Args:
         coupling: whose potential it is.
         x1: the training set, (N, *S).
-        source: the law of x0.
+        source: the distribution of x0.
         key: of the source points of the fit.
     """
 

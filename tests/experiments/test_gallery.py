@@ -77,7 +77,7 @@ def test_the_colour_of_the_deformed_grid_is_the_density():
     grid, _ = flow_map.carried(TINY, [0.0, t, 1.0])
     corners = flow_map.corners(grid[1])
     density = flow_map.mass() / flow_map.area(corners)
-    exact = flow_map.PATH.law(t).log_prob(corners.mean(2).flatten(0, 1)).exp()
+    exact = flow_map.PATH.marginal(t).log_prob(corners.mean(2).flatten(0, 1)).exp()
     # a cell of side 0.1 is not a point: second order in its side
     torch.testing.assert_close(density.flatten(), exact, atol=3e-3, rtol=0)
 

@@ -153,7 +153,7 @@ def test_samples_of_the_exact_network_have_the_law_of_the_data(schedule, predict
     index = torch.arange(n)
     x0, eps = source_points(Gaussian(), 0, index, (2,)), path_noise(schedule, 0, index, (2,))
     x = generate(exact(schedule, prediction), x0, ODESolver("rk4", 30), eps=eps).x.double()
-    law = MIXTURE.along(schedule).law(1.0)
+    law = MIXTURE.along(schedule).marginal(1.0)
     mean = (law.weights[:, None] * law.means).sum(0)
     variance = (law.weights[:, None] * (law.means**2 + law.stds[:, None] ** 2)).sum(0) - mean**2
     # four standard errors, and the floor of paths that do not start at pure noise

@@ -116,7 +116,7 @@ def test_starts_and_ends_that_are_no_times_are_refused_before_the_loop(t):
         lambda: start_log_prob(Gaussian(), Linear(), X, t),
         lambda: Linear().start(X, t),
         lambda: PATH.start(t),
-        lambda: PATH.law(t),
+        lambda: PATH.marginal(t),
     ):
         with pytest.raises(ValueError, match=r"\[0, 1\]|0 <= low < high <= 1"):
             call()

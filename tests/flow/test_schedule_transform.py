@@ -152,7 +152,7 @@ def test_generation_along_another_path_ends_at_the_data(trained, prediction):
     """The whole way, with the last step where the trained field stops short."""
     field = ScheduleTransformedField(exact(trained, prediction), Linear())
     x = generate(field, noise(2000), ODESolver("rk4", 40)).x
-    truth = MIXTURE.along(Linear()).law(1.0)
+    truth = MIXTURE.along(Linear()).marginal(1.0)
     mean = (truth.weights[:, None] * truth.means).sum(0)
     second = (truth.weights[:, None] * (truth.means**2 + truth.stds[:, None] ** 2)).sum(0)
     # 4 standard errors of 2000 samples of unit-sized moments, and the floor

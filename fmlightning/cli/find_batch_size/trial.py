@@ -5,7 +5,7 @@
 BATCH 0 takes no step, and tells what the config asks for. MEMORY is in bytes, and 0 all there is; MODULES are those
 that a config may name.
 
-The steps are the run's own: its precision, clipping, accumulation, optimiser, average and compiled network. Pictures,
+The steps are the run's own: its precision, clipping, accumulation, optimiser, average and compiled network. Images,
 scores and checkpoints are left out, and so is validation, whose batch is another option.
 """
 

@@ -1,11 +1,11 @@
-r"""When to look: the law of training times, and the grids of solvers.
+r"""When to look: the distribution of training times, and the grids of solvers.
 
-A training law is given by its quantile function, so that one keyed uniform number makes one time:
+A training distribution is given by its quantile function, so that one keyed uniform number makes one time:
 
     t = t_min + (t_max - t_min) quantile(u),  u ~ U(0, 1)                                 (1)
 
 and has the density 1 / quantile'(u) at quantile(u). The literature on images often runs time from the data to
-the noise; laws are stated here in our time, from the source at 0 to the data at 1.
+the noise; distributions are stated here in our time, from the source at 0 to the data at 1.
 """
 
 import math
@@ -21,7 +21,7 @@ from fmlightning.flow.shapes import PerSample, require_positive
 
 
 class TimeSampler(ABC):
-    """A law on (0, 1), placed on the interval of the path."""
+    """A distribution on (0, 1), placed on the interval of the path."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class LogitNormal(TimeSampler):
 
 @dataclass(frozen=True)
 class Mode(TimeSampler):
-    """SD3's law with heavy tails: the middle of the path for scale > 0, its ends for scale < 0.
+    """SD3's distribution with heavy tails: the middle of the path for scale > 0, its ends for scale < 0.
 
         quantile(u) = u + scale (u - sin^2(pi u / 2))
 
@@ -106,7 +106,7 @@ class Mode(TimeSampler):
 
 @dataclass(frozen=True)
 class CosMap(TimeSampler):
-    """The law under which the linear path sees the noise levels of the cosine path uniformly.
+    """The distribution under which the linear path sees the noise levels of the cosine path uniformly.
 
     Source: Esser et al. 2024 (SD3), arXiv:2403.03206, eq. 21.
     """
@@ -121,7 +121,7 @@ class CosMap(TimeSampler):
 
 @dataclass(frozen=True)
 class Beta(TimeSampler):
-    """The beta law, with density t^(a - 1) (1 - t)^(b - 1) / B(a, b). Drawn on the CPU, by scipy.
+    """The beta distribution, with density t^(a - 1) (1 - t)^(b - 1) / B(a, b). Drawn on the CPU, by scipy.
 
     Args:
         a: above 1 avoids the source, below 1 seeks it; 1 is neutral.
@@ -155,7 +155,7 @@ class Power(TimeSampler):
 
     def __post_init__(self) -> None:
         if not self.power > -1:
-            raise ValueError(f"power={self.power} must be above -1, or the law has no density")
+            raise ValueError(f"power={self.power} must be above -1, or the distribution has no density")
 
     def quantile(self, u: Tensor) -> Tensor:
         return u ** (1 / (self.power + 1))
@@ -166,16 +166,16 @@ class Power(TimeSampler):
 
 @dataclass(frozen=True)
 class Stratified(TimeSampler):
-    """Times of low discrepancy: each of B equal slices of a law gives one time of the batch.
+    """Times of low discrepancy: each of B equal slices of a distribution gives one time of the batch.
 
     The slices are dealt out in the order of the independent numbers u, and one shift, their sum modulo 1, is
-    shared. As order and sum are independent, each time follows the law exactly and slices go to samples at
+    shared. As order and sum are independent, each time follows the distribution exactly and slices go to samples at
     random. On several devices, pass the u of the global batch and keep one's own part.
 
     Source: Kingma et al. 2021 (VDM), arXiv:2107.00630, app. I.1.
 
     Args:
-        of: the law.
+        of: the distribution.
     """
 
     of: TimeSampler = field(default_factory=Uniform)

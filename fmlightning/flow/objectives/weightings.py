@@ -9,7 +9,7 @@ an error of the data point is
 times that of data, velocity, noise and score. Stated for one of them, a weighting means the same for all: then
 four networks that make the same mistake have the same loss.
 
-Source: Kingma and Gao 2023, arXiv:2303.00848; the laws named below.
+Source: Kingma and Gao 2023, arXiv:2303.00848; the distributions named below.
 """
 
 from abc import ABC, abstractmethod

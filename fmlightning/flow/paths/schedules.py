@@ -143,7 +143,7 @@ class VariancePreserving(AffinePath):
 
         alpha = exp(-T(1 - t) / 2),  sigma = sqrt(1 - alpha^2),  T(s) = beta_min s + (beta_max - beta_min) s^2 / 2
 
-    alpha(0) = 0.0066 rather than 0: the start law N(0, sigma(0)^2 I) is a floor no tolerance removes.
+    alpha(0) = 0.0066 rather than 0: the start distribution N(0, sigma(0)^2 I) is a floor no tolerance removes.
     Source: Song et al. 2021, arXiv:2011.13456; Lipman et al. 2023, arXiv:2210.02747, eq. 19.
 
     Args:
@@ -200,7 +200,7 @@ class VarianceExploding(AffinePath):
 
         sigma = sigma_min sqrt((sigma_max / sigma_min)^(2 (1 - t)) - 1)
 
-    alpha(0) = 1, so the true start law is q * N(0, sigma(0)^2 I); sampling starts from N(0, sigma(0)^2 I), a
+    alpha(0) = 1, so the true start distribution is q * N(0, sigma(0)^2 I); sampling starts from N(0, sigma(0)^2 I), a
     floor of about the data's variance over sigma_max^2. Velocities reach sigma_max log(sigma_max / sigma_min):
     predict noise, and let the network see x / sqrt(1 + sigma^2) as `input_scale` does.
     Source: Song et al. 2021, arXiv:2011.13456; Lipman et al. 2023, arXiv:2210.02747, eq. 18.

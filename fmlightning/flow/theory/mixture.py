@@ -56,7 +56,7 @@ Weights = Float[Tensor, "B K"]
 
 
 class GaussianMixture(Source):
-    """The law sum_k w_k N(m_k, s_k^2 I), and with s_k = 0 a finite data set.
+    """The distribution sum_k w_k N(m_k, s_k^2 I), and with s_k = 0 a finite data set.
 
         GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], 0.2)
 
@@ -94,7 +94,7 @@ class GaussianMixture(Source):
 
     @classmethod
     def of_points(cls, x: Points) -> "GaussianMixture":
-        """The empirical law of a finite data set, (N, *S)."""
+        """The empirical distribution of a finite data set, (N, *S)."""
         return cls(torch.full((len(x),), 1 / len(x), dtype=torch.float64), x, 0.0)
 
     @classmethod
@@ -134,7 +134,7 @@ class GaussianMixture(Source):
             )
 
     def to(self, like: Tensor) -> "GaussianMixture":
-        """The same law on the device and in the precision of a tensor."""
+        """The same distribution on the device and in the precision of a tensor."""
         if (self.means.device, self.means.dtype) == (like.device, like.dtype):
             return self
         moved = copy.copy(self)
@@ -168,7 +168,7 @@ class GaussianMixture(Source):
         return log_joint(law.weights, difference, law.stds.square()).logsumexp(1)
 
     def along(self, path: AffinePath) -> "MixturePath":
-        """The path from noise to this law."""
+        """The path from noise to this distribution."""
         return MixturePath(self, path)
 
 
@@ -238,8 +238,8 @@ class MixturePath:
         blurred = bool(self.path.variance(one) > 0) or bool((self.mixture.stds > 0).all())
         return low, high if blurred else min(high, 1 - T_EPS)
 
-    def law(self, t: float) -> GaussianMixture:
-        """The law of x_t: the true start at t = 0, the blurred target at t = 1."""
+    def marginal(self, t: float) -> GaussianMixture:
+        """The distribution of x_t: the true start at t = 0, the blurred target at t = 1."""
         require_time("t", t)
         law, time = self.mixture, torch.tensor(t, dtype=torch.float64)
         alpha, variance = self.path.alpha(time), self.path.variance(time)
@@ -247,7 +247,7 @@ class MixturePath:
         return GaussianMixture(normalised(law.weights), alpha * law.means.double(), stds)
 
     def start(self, t: float = 0.0) -> GaussianMixture:
-        """Where sampling starts: the law of sigma x0 + gamma eps, the path without its data."""
+        """Where sampling starts: the distribution of sigma x0 + gamma eps, the path without its data."""
         require_time("t", t)
         std = self.path.std(torch.tensor(t, dtype=torch.float64))
         zero = torch.zeros_like(self.mixture.means[:1], dtype=torch.float64)

@@ -16,7 +16,7 @@ class RandomGaussianMixture(GaussianMixture):
         components: number of Gaussians.
         spread: standard deviation of the centres, in each dimension.
         std: standard deviation around each centre.
-        seed: of the centres; not the seed of the run, which changes nothing in the law.
+        seed: of the centres; not the seed of the run, which changes nothing in the distribution.
 
     Raises:
         ValueError: a size that is not positive.

@@ -1,4 +1,4 @@
-r"""The theorems of flow matching, checked on laws whose answers are known in closed form.
+r"""The theorems of flow matching, checked on distributions whose answers are known in closed form.
 
 For each path, on the interval where it lives, with q a Gaussian mixture and a Gaussian source:
 
@@ -163,7 +163,7 @@ def cloud(path: MixturePath, num_times: int = 24, per_time: int = 64) -> tuple[P
     times = low + (high - low) * (torch.arange(num_times, dtype=F64) + 0.5) / num_times
     generator = KEY.fold("cloud").generator()
     shape = (per_time, *(path.mixture.event_shape or ()))
-    x = torch.cat([path.law(float(t)).sample(shape, generator, F64) for t in times])
+    x = torch.cat([path.marginal(float(t)).sample(shape, generator, F64) for t in times])
     return torch.cat((x, 2 * x)), times.repeat_interleave(per_time).repeat(2)
 
 
@@ -262,7 +262,7 @@ def marginal_loss(network: nn.Module, schedule: AffinePath) -> tuple[Tensor, Ten
     path, field = LINE.along(schedule), NetworkField(network, schedule)
     fm, C = torch.zeros((), dtype=F64), torch.zeros((), dtype=F64)
     for t, weight in zip(*legendre(path.t_range), strict=True):
-        law = path.law(float(t))
+        law = path.marginal(float(t))
         reach = 10 * float(law.stds.max())
         ends = float(law.means.min()) - reach, float(law.means.max()) + reach
         x = torch.linspace(*ends, 1201, dtype=F64)[:, None]
@@ -312,9 +312,9 @@ def transport(schedule: AffinePath) -> Row:
     """(4): largest error of log p along exact trajectories, in nats."""
     path = PLANE.along(schedule)
     low, high = path.t_range
-    x = path.law(high).sample((256, 2), KEY.fold("transport").generator(), F64)
+    x = path.marginal(high).sample((256, 2), KEY.fold("transport").generator(), F64)
     start, change = backwards(path, x)
-    error = path.law(low).log_prob(start) + change - path.law(high).log_prob(x)
+    error = path.marginal(low).log_prob(start) + change - path.marginal(high).log_prob(x)
     return at_most("transport, nats", schedule, error.abs().max(), 1e-6)
 
 
@@ -323,9 +323,9 @@ def transport_of_samples(schedule: AffinePath) -> Row:
     path = PLANE.along(schedule)
     low, high = path.t_range
     generator = KEY.fold("samples").generator()
-    x0 = path.law(low).sample((4096, 2), generator, F64)
+    x0 = path.marginal(low).sample((4096, 2), generator, F64)
     carried = ODESolver(rtol=1e-6, atol=1e-6).solve(path.velocity, x0, low, high).x
-    target = path.law(high)
+    target = path.marginal(high)
     a, b = (
         torch.cat((target.log_prob(x)[:, None], x, x**2), 1)
         for x in (carried, target.sample((4096, 2), generator, F64))
@@ -335,7 +335,7 @@ def transport_of_samples(schedule: AffinePath) -> Row:
 
 
 def mass(schedule: AffinePath) -> Row:
-    """(5) for the density that sampling gives: from the start law it uses, by the flow, on a grid."""
+    """(5) for the density that sampling gives: from the start distribution it uses, by the flow, on a grid."""
     path, solver = PLANE.along(schedule), ODESolver("dopri8", rtol=1e-6, atol=1e-6)
     x, cell = grid(40, 4.8)
     log_p = log_prob(path, x, Gaussian(), schedule, solver, t_range=path.t_range)
@@ -344,17 +344,17 @@ def mass(schedule: AffinePath) -> Row:
 
 
 def start_floor(schedule: AffinePath) -> Row:
-    """KL(p_0 | start law) in nats, below the bound alpha^2 E|x1|^2 / 2V that convexity gives."""
+    """KL(p_0 | start distribution) in nats, below the bound alpha^2 E|x1|^2 / 2V that convexity gives."""
     path = PLANE.along(schedule)
     low = path.t_range[0]
     time = torch.tensor(low, dtype=F64)
-    true, used = path.law(low), path.start(low)
+    true, used = path.marginal(low), path.start(low)
     x, cell = grid(160, 8 * float(used.stds))
     log_p = true.log_prob(x)
     kl = (log_p.exp() * (log_p - used.log_prob(x))).sum() * cell
     square = PLANE.weights @ (PLANE.means.square().sum(1) + 2 * PLANE.stds**2)
     bound = schedule.alpha(time) ** 2 * square / (2 * schedule.variance(time))
-    return at_most("floor of the start law, nats", schedule, kl, float(bound) + 1e-12)
+    return at_most("floor of the start distribution, nats", schedule, kl, float(bound) + 1e-12)
 
 
 def backwards(path: MixturePath, x: Points) -> tuple[Points, PerSample]:

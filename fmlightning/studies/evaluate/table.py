@@ -14,7 +14,7 @@ from fmlightning.studies.report.figures import quality
 ASIDE = ("_std", "_low", "_high", "_floor", "_real")
 """How scores end that stand beside others."""
 NOT_DRAWN = ("path_energy", "transport_cost", "straightness", "nll_difference")
-"""Scores that a figure has no panel for: of the path, or of the judge's own solver."""
+"""Scores that a figure has no panel for: of the path, or of the metric's own solver."""
 
 
 def show(folder: Path, records: list[dict[str, Any]]) -> None:

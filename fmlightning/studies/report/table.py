@@ -155,7 +155,7 @@ def tabulate(
     names = [cells.metric(m) for m in metrics] if metrics else headline(cells)
     if not names:
         raise Unscored(
-            f"{cells.all[0].trained.run.path} has no scores in evaluation.json: it was trained without judges; "
+            f"{cells.all[0].trained.run.path} has no scores in evaluation.json: it was trained without metrics; "
             "name a column of metrics.csv with --metric, such as val/loss"
         )
     directions = {name: better(cells, name) for name in names}

@@ -1,4 +1,4 @@
-"""Pictures of generated samples beside real ones."""
+"""Images of generated samples beside real ones."""
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,12 +15,12 @@ SPREAD = 2000
 
 
 class Samples(Periodic):
-    """Draw generated samples and log them as a picture: a scatter of points or a grid of images.
+    """Draw generated samples and log them as an image: a scatter of points or a grid of images.
 
     Args:
-        every_n_steps: optimiser steps between two pictures; 0 draws one at the end only.
+        every_n_steps: optimiser steps between two images; 0 draws one at the end only.
         at_end: whether to draw one at the end of training.
-        num_samples: how many; the same ones, by their keys, in every picture. Null: 2,000 points or 100 images.
+        num_samples: how many; the same ones, by their keys, in every image. Null: 2,000 points or 100 images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Pictures of the way from source to data."""
+"""Images of the way from source to data."""
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,7 +18,7 @@ class Trajectories(Periodic):
     model's density over that of the probability path. Images: strips over time.
 
     Args:
-        every_n_steps: optimiser steps between two pictures; 0 draws one at the end only.
+        every_n_steps: optimiser steps between two images; 0 draws one at the end only.
         at_end: whether to draw one at the end of training.
         num_times: frames of the film or of a strip, both ends included.
     """

@@ -124,7 +124,7 @@ class Checkpoints(Checkpoint):
         """Refuse early a metric that cannot be there.
 
         Args:
-            scores: whether judges score the model during training.
+            scores: whether metrics score the model during training.
             callbacks: whether there are callbacks that may log anything.
 
         Raises:
@@ -137,13 +137,13 @@ class Checkpoints(Checkpoint):
             return
         if group == "eval" and not scores:
             raise ValueError(
-                f"checkpoints.monitor={self.monitor} is a score, and none is taken during training: name judges with "
+                f"checkpoints.monitor={self.monitor} is a score, and none is taken during training: name metrics with "
                 "evaluation.metrics, and set evaluation.every_n_steps to a multiple of checkpoints.every_n_train_steps"
             )
         if group != "eval":
             raise ValueError(
                 f"checkpoints.monitor={self.monitor} is no metric of this run: choose {', '.join(TRAIN_METRICS)}, "
-                "val/loss, or a score of the judges such as eval/w2"
+                "val/loss, or a score of the metrics such as eval/w2"
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

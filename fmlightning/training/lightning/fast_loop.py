@@ -1,7 +1,7 @@
 r"""Steps after which there is nothing to do but the next step.
 
 Lightning asks every callback, logger and profiler before and after each batch, which for a small network takes as
-long as the step itself. But after most steps there is nothing to do: no checkpoint, no validation, no pictures or
+long as the step itself. But after most steps there is nothing to do: no checkpoint, no validation, no images or
 scores, and no end of an epoch. Such steps are taken here one after another, each of them
 
     batch -> loss -> gradient -> verdict -> clipping -> optimiser -> schedule -> average (-> row)         (1)

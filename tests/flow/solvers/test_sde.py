@@ -127,7 +127,7 @@ def test_the_law_is_that_of_the_flow(case, method):
     solver = SDESolver(method, steps)
     x = solver.solve(same(schedule, diffusion), path.velocity, std * start(n), brownian(start(n))).x
     flow = ODESolver("rk4", 40).solve(path.velocity, std * start(n, seed=1)).x
-    law = path.law(1.0)
+    law = path.marginal(1.0)
     mean = law.weights @ law.means
     spread = (law.weights * (law.means.square().sum(1) + 2 * law.stds**2)).sum()
     errors = x.std(0) / math.sqrt(n)

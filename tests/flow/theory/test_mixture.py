@@ -72,7 +72,7 @@ def integrals(schedule, x, t, nodes=1501):
 @pytest.mark.parametrize("t", [0.15, 0.5, 0.85])
 def test_closed_forms_are_the_integrals_they_stand_for(schedule, t):
     path = LINE.along(schedule)
-    std = float(path.law(t).stds.max())
+    std = float(path.marginal(t).stds.max())
     for x in (-1.1 * std, 0.3 * std, 2.0 * std):
         p, u, x1, variance = integrals(schedule, x, t)
         at = torch.tensor([[x]], dtype=F64), torch.tensor([t], dtype=F64)
@@ -115,7 +115,7 @@ def test_fifty_standard_deviations_out_the_values_are_right(schedule):
     """Against 60-digit arithmetic: every exp underflows in float64."""
     getcontext().prec = 60
     t, path = 0.7, LINE.along(schedule)
-    law = path.law(t)
+    law = path.marginal(t)
     x = float(law.means.max() + 50 * law.stds.max())
     terms = [
         Decimal(w) * (-(((Decimal(x) - Decimal(m)) / Decimal(s)) ** 2) / 2).exp() / Decimal(s)
@@ -140,7 +140,7 @@ def test_a_component_far_from_the_others_is_left_alone(schedule):
     alone = GaussianMixture([1.0], [[40.0, 0.0]], 0.4).along(schedule)
     both = GaussianMixture([0.5, 0.5], [[40.0, 0.0], [-40.0, 0.0]], 0.4).along(schedule)
     t = torch.full((9,), 0.95, dtype=F64)
-    x = alone.law(0.95).sample((9, 2), generator("alone"), F64)
+    x = alone.marginal(0.95).sample((9, 2), generator("alone"), F64)
     torch.testing.assert_close(both.velocity(x, t), alone.velocity(x, t), rtol=1e-12, atol=1e-12)
 
 
@@ -152,8 +152,8 @@ def test_the_law_at_a_time_is_the_law_of_the_path(schedule):
         g = generator("law", str(t))
         x0, eps = torch.randn(2, n, 2, generator=g, dtype=F64)
         xt = schedule.sample(x0, PLANE.sample((n, 2), g, F64), scalar(t), eps).xt
-        drawn = path.law(t).sample((n, 2), g, F64)
-        torch.testing.assert_close(path.law(t).log_prob(xt), path.log_prob(xt, scalar(t)))
+        drawn = path.marginal(t).sample((n, 2), g, F64)
+        torch.testing.assert_close(path.marginal(t).log_prob(xt), path.log_prob(xt, scalar(t)))
         for power in (1, 2):
             a, b = xt**power, drawn**power
             error = ((a.var(0) + b.var(0)) / n).sqrt()
@@ -164,14 +164,14 @@ def test_end_laws():
     """Diffusion paths carry data in their start; blurring paths leave their noise at the end."""
     exploding = PLANE.along(VarianceExploding())
     std = exploding.start().stds
-    torch.testing.assert_close(exploding.law(0.0).means, PLANE.means)
-    torch.testing.assert_close(exploding.law(0.0).stds ** 2, PLANE.stds**2 + std**2)
+    torch.testing.assert_close(exploding.marginal(0.0).means, PLANE.means)
+    torch.testing.assert_close(exploding.marginal(0.0).stds ** 2, PLANE.stds**2 + std**2)
     preserving = PLANE.along(VariancePreserving())
-    torch.testing.assert_close(preserving.law(0.0).means, 0.00657 * PLANE.means, rtol=1e-3, atol=0)
+    torch.testing.assert_close(preserving.marginal(0.0).means, 0.00657 * PLANE.means, rtol=1e-3, atol=0)
     blurred = PLANE.along(IndependentCFM(0.3))
-    torch.testing.assert_close(blurred.law(1.0).stds ** 2, PLANE.stds**2 + 0.09)
+    torch.testing.assert_close(blurred.marginal(1.0).stds ** 2, PLANE.stds**2 + 0.09)
     torch.testing.assert_close(blurred.start().stds ** 2, torch.tensor([1.09], dtype=F64))
-    torch.testing.assert_close(PLANE.along(Linear(0.1)).law(1.0).stds ** 2, PLANE.stds**2 + 0.01)
+    torch.testing.assert_close(PLANE.along(Linear(0.1)).marginal(1.0).stds ** 2, PLANE.stds**2 + 0.01)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -312,7 +312,7 @@ def test_weights_are_not_refused_for_their_rounding(K, dtype):
     weights = (weights / weights.sum()).to(dtype)
     for precision in (dtype, F64):
         mixture = GaussianMixture(weights, torch.arange(K).to(precision)[:, None], 0.5)
-        law = mixture.along(Linear()).law(0.5)
+        law = mixture.along(Linear()).marginal(0.5)
         assert float(law.weights.sum()) == pytest.approx(1, abs=1e-14)
         assert float(mixture.to(scalar(0.0)).weights.sum()) == pytest.approx(1, abs=1e-14)
         close = torch.finfo(dtype).eps  # of the weights' own rounding, and of their sum
@@ -356,7 +356,7 @@ def test_a_time_outside_the_path_is_refused(t):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         path.velocity(torch.zeros(3, 2, dtype=F64), scalar(t))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        path.law(t)
+        path.marginal(t)
 
 
 def test_other_input_that_is_refused():

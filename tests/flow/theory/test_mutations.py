@@ -49,7 +49,7 @@ def law_of_samples(schedule: AffinePath) -> verify.Row:
     x0, eps = torch.randn(2, 20_000, 2, generator=g, dtype=torch.float64)
     x1 = verify.PLANE.sample((20_000, 2), g, torch.float64)
     made = path.log_prob(schedule.sample(x0, x1, time, eps).xt, time)
-    true = path.log_prob(path.law(0.6).sample((20_000, 2), g, torch.float64), time)
+    true = path.log_prob(path.marginal(0.6).sample((20_000, 2), g, torch.float64), time)
     z = (made.mean() - true.mean()) / ((made.var() + true.var()) / 20_000) ** 0.5
     return verify.at_most("law of samples", schedule, z.abs(), 4.0)
 
