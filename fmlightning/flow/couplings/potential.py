@@ -42,8 +42,11 @@ class Potential:
         found = found.to(x0.device)
         for first, scores in self.scores(x0, size):
             if self.reg:
-                u = torch.rand(scores.shape, generator=generator, device=generator.device)
-                scores = scores - self.reg * (-u.to(scores).log()).log()
+                # a dtype of its own: torch's default one changes during a step in double precision
+                u = torch.rand(
+                    scores.shape, generator=generator, device=generator.device, dtype=scores.dtype
+                )
+                scores = scores - self.reg * (-u.to(scores.device).log()).log()
             value, place = scores.max(1)
             found = torch.where(value > best, place + first, found)
             best = torch.maximum(value, best)
