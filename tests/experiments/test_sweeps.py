@@ -88,7 +88,8 @@ def test_the_full_protocol_is_the_published_one():
         if isinstance(m["model.path"], dict)
     }
     assert sigma == {
-        "FM": {"sigma_min": 0.1}, "I-CFM": {"s": 0.1}, "OT-CFM": {"s": 0.1}, "SB-CFM": {"s": 1.0}
+        "FM": {"sigma_min": 0.1}, "I-CFM": {"noise_std": 0.1}, "OT-CFM": {"noise_std": 0.1},
+        "SB-CFM": {"noise_std": 1.0},
     }  # fmt: skip
 
 

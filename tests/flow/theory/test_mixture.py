@@ -167,11 +167,15 @@ def test_end_laws():
     torch.testing.assert_close(exploding.marginal(0.0).means, PLANE.means)
     torch.testing.assert_close(exploding.marginal(0.0).stds ** 2, PLANE.stds**2 + std**2)
     preserving = PLANE.along(VariancePreserving())
-    torch.testing.assert_close(preserving.marginal(0.0).means, 0.00657 * PLANE.means, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        preserving.marginal(0.0).means, 0.00657 * PLANE.means, rtol=1e-3, atol=0
+    )
     blurred = PLANE.along(IndependentCFM(0.3))
     torch.testing.assert_close(blurred.marginal(1.0).stds ** 2, PLANE.stds**2 + 0.09)
     torch.testing.assert_close(blurred.start().stds ** 2, torch.tensor([1.09], dtype=F64))
-    torch.testing.assert_close(PLANE.along(Linear(0.1)).marginal(1.0).stds ** 2, PLANE.stds**2 + 0.01)
+    torch.testing.assert_close(
+        PLANE.along(Linear(0.1)).marginal(1.0).stds ** 2, PLANE.stds**2 + 0.01
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
