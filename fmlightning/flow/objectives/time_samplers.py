@@ -155,7 +155,9 @@ class Power(TimeSampler):
 
     def __post_init__(self) -> None:
         if not self.power > -1:
-            raise ValueError(f"power={self.power} must be above -1, or the distribution has no density")
+            raise ValueError(
+                f"power={self.power} must be above -1, or the distribution has no density"
+            )
 
     def quantile(self, u: Tensor) -> Tensor:
         return u ** (1 / (self.power + 1))
