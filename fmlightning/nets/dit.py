@@ -29,7 +29,13 @@ from torch.nn import functional as F
 
 from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample, Points
-from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
+from fmlightning.nets.embeddings import (
+    ClassEmbedding,
+    Dropout,
+    Duration,
+    TimeFeatures,
+    refuse_second_time,
+)
 
 TIME_FEATURES = 256
 SINCOS_BASE, ROPE_BASE = 10_000.0, 100.0
@@ -97,6 +103,8 @@ class DiT(nn.Module):
         mlp_ratio: units of an MLP for each channel of a token.
         dropout: probability of dropping an element at the end of a branch; 0 switches it off.
         frequencies: the smallest and the largest of the time features, in radians per unit of time.
+        two_times: whether the network takes a second time `to`, as flow maps need: it predicts the average velocity from
+            t to `to`. Its layers come last and start at zero, so that weights trained without them fit.
     """
 
     def __init__(
@@ -108,6 +116,7 @@ class DiT(nn.Module):
         mlp_ratio: int = 4,
         dropout: float = 0.0,
         frequencies: tuple[float, float] = (1.0, 1000.0),
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         self.size = size = Size.named(size) if isinstance(size, str) else size
@@ -133,22 +142,33 @@ class DiT(nn.Module):
         self.norm, self.affine = layer_norm(width), nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, pixels)
         start(self)
+        self.duration = Duration(width) if two_times else None
 
     def forward(
-        self, x: Points, t: PerSample, y: Labels | None = None, streams: KeyedStreams | None = None
+        self,
+        x: Points,
+        t: PerSample,
+        y: Labels | None = None,
+        streams: KeyedStreams | None = None,
+        to: PerSample | None = None,
     ) -> Points:
         """The prediction at x (B, in_channels, H, W).
 
         Args:
             y: labels; `num_classes`, or None for the whole batch, stands for "no label".
             streams: keyed streams of the samples, needed while training with dropout.
+            to: the second time, (B,), of a network with `two_times`; None stands for t.
 
         Raises:
-            ValueError: x has other channels or a size that the patch does not divide, or streams are missing.
+            ValueError: x has other channels or a size that the patch does not divide, streams are missing, or `to` is
+                given to a network of one time.
         """
         self.check(x)
         grid = x.shape[2] // self.size.patch, x.shape[3] // self.size.patch
+        if self.duration is None:
+            refuse_second_time(self, to)
         e = self.time(t)
+        e = e if self.duration is None else e + self.duration(t, to)
         e = F.silu(e if self.label is None else e + self.label(y))
         h, turn = self.placed(self.input(patchify(x, self.size.patch)), grid)
         for block in self.blocks:

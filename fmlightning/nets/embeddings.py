@@ -15,10 +15,14 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample
 
+MAX_FREQUENCY = 30.0
+"""In radians per unit of time: flow maps are differentiated in time, and above 100 the derivative is mostly noise."""
+DURATION_FEATURES = 32
 HALF = 2**16
 """Values of a 16-bit lane: a keep probability is a multiple of 1 / HALF."""
 
@@ -59,6 +63,39 @@ class TimeFeatures(nn.Module):
         wide = torch.promote_types(t.dtype, torch.float32)
         angles = t.to(wide)[:, None] * self.frequencies + self.phases
         return angles.sin().to(self.frequencies.dtype)
+
+
+class Duration(nn.Module):
+    """What a network learns of `to - t`, for one that has two times: zero at first, whatever the times.
+
+    Args:
+        width: of the embedding it is added to.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = TimeFeatures(DURATION_FEATURES, MAX_FREQUENCY)
+        self.hidden = nn.Linear(DURATION_FEATURES, width)
+        self.output = nn.Linear(width, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, t: PerSample, to: PerSample | None) -> Float[Tensor, "B width"]:
+        """The embedding of `to - t`; without `to`, of zero."""
+        h = torch.zeros_like(t) if to is None else to - t
+        return self.output(F.silu(self.hidden(self.features(h))))
+
+
+def refuse_second_time(network: nn.Module, to: Tensor | None) -> None:
+    """One time is all that a network knows which was built without `two_times`.
+
+    Raises:
+        ValueError: it is given another.
+    """
+    if to is not None:
+        raise ValueError(
+            f"{type(network).__name__} has one time, and was given a second (to): build it with two_times=true"
+        )
 
 
 class ClassEmbedding(nn.Module):

@@ -27,7 +27,13 @@ from torch.nn import functional as F
 
 from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.shapes import Labels, PerSample, Points
-from fmlightning.nets.embeddings import ClassEmbedding, Dropout, TimeFeatures
+from fmlightning.nets.embeddings import (
+    ClassEmbedding,
+    Dropout,
+    Duration,
+    TimeFeatures,
+    refuse_second_time,
+)
 
 MAX_GROUPS = 32
 """GroupNorm has as many groups as divide the channels, up to this and with 4 channels in each."""
@@ -59,6 +65,8 @@ class UNet(nn.Module):
         init: "plain" is torch's own with last layers at zero; "edm" is Xavier's without biases, and last layers
             that are small, so that the first prediction is nearly zero.
         frequencies: the smallest and the largest of the time features, in radians per unit of time.
+        two_times: whether the network takes a second time `to`, as flow maps need: it predicts the average velocity from
+            t to `to`. Its layers come last and start at zero, so that weights trained without them fit.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class UNet(nn.Module):
         skip_scale: float = 1.0,
         init: Literal["plain", "edm"] = "plain",
         frequencies: tuple[float, float] = (1.0, 1000.0),
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         sizes = (in_channels, channels, num_blocks, head_channels, *channel_mult)
@@ -146,21 +155,32 @@ class UNet(nn.Module):
         self.output = zeroed(conv(c, in_channels))
         if init == "edm":
             start_as_edm(self)
+        self.duration = Duration(width) if two_times else None
 
     def forward(
-        self, x: Points, t: PerSample, y: Labels | None = None, streams: KeyedStreams | None = None
+        self,
+        x: Points,
+        t: PerSample,
+        y: Labels | None = None,
+        streams: KeyedStreams | None = None,
+        to: PerSample | None = None,
     ) -> Points:
         """The prediction at x (B, in_channels, H, W).
 
         Args:
             y: labels; `num_classes`, or None for the whole batch, stands for "no label".
             streams: keyed streams of the samples, needed while training with dropout.
+            to: the second time, (B,), of a network with `two_times`; None stands for t.
 
         Raises:
-            ValueError: x has other channels or a size that cannot be halved often enough, or streams are missing.
+            ValueError: x has other channels or a size that cannot be halved often enough, streams are missing, or
+                `to` is given to a network of one time.
         """
         self.check(x)
+        if self.duration is None:
+            refuse_second_time(self, to)
         e = self.time(t)
+        e = e if self.duration is None else e + self.duration(t, to)
         e = F.silu(e if self.label is None else e + self.label(y))
         h = self.input(x)
         skips = [h]
