@@ -53,16 +53,18 @@ def evaluate(
     t: Times,
     y: Labels | None = None,
     streams: KeyedStreams | None = None,
+    to: Times | None = None,
 ) -> Points:
     """The network's output in x's precision, for an input scaled as the path asks and a time for each sample.
 
-    The path is computed in the precision of x, the network in that of its weights.
+    The path is computed in the precision of x, the network in that of its weights. A network of two times is given
+    `to` as well.
 
     Raises:
         ValueError: t is no time of the path, or the output has not the shape of x.
     """
     require_times(t, len(x))
-    return evaluate_checked(network, path, x, t, y, streams)
+    return evaluate_checked(network, path, x, t, y, streams, to)
 
 
 def evaluate_checked(
@@ -72,6 +74,7 @@ def evaluate_checked(
     t: Times,
     y: Labels | None = None,
     streams: KeyedStreams | None = None,
+    to: Times | None = None,
 ) -> Points:
     """`evaluate` at times that have been looked at, as those of a `PathSample` have."""
     t, dtype = t.expand(len(x)), x.dtype
@@ -80,8 +83,10 @@ def evaluate_checked(
     if isinstance(network, nn.Module):
         wanted = precision(network) or dtype
         x = x if x.dtype == wanted else x.to(wanted)
-    keyed = {} if streams is None else {"streams": streams}
-    out = network(x, t, **keyed) if y is None else network(x, t, y, **keyed)
+    more: dict[str, Any] = {} if streams is None else {"streams": streams}
+    if to is not None:
+        more["to"] = to.expand(len(x))
+    out = network(x, t, **more) if y is None else network(x, t, y, **more)
     if out.shape != x.shape:
         raise ValueError(
             f"{type(network).__name__} maps points {tuple(x.shape)} to {tuple(out.shape)}; a prediction has the "

@@ -60,15 +60,13 @@ class Draws:
         if self.keyed or self.recipe.objective.draws:
             index = torch.arange(self.rows.start, self.rows.stop, device=x1.device)
             streams = self.key.fold(step).fold("network").streams(index)
-        return Draw(x0, x1, self.times(noise.u, x1), noise.eps, y, dropped, streams)
+        return Draw(x0, x1, self.times(noise.u, x1), noise.eps, y, dropped, streams, self.rows.start)
 
     def times(self, uniform: list[Tensor], x1: Tensor) -> Tensor:
-        """Training times, (B, num_times): a sampler may look at the whole global batch."""
-        t_range = self.recipe.objective.t_range(self.recipe.path)
-        times = [self.recipe.times.draw(u, t_range)[self.rows] for u in uniform]
-        if len(times) == 1:
-            return times[0][:, None]
-        return torch.stack(times, 1) if times else x1.new_empty(len(x1), 0)
+        """Training times, (B, num_times)."""
+        if not uniform:
+            return x1.new_empty(len(x1), 0)
+        return self.recipe.objective.draw_times(self.recipe, uniform)[self.rows]
 
     def noises_like(self, x1: Tensor, x0: Tensor | None, y: Tensor | None) -> "Noises":
         """The random numbers of a run whose batches look like this one."""

@@ -7,9 +7,11 @@ that has its own. An objective makes losses of a `Draw`, and a `Model` of the tr
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -69,6 +71,7 @@ class Draw(NamedTuple):
         y: conditions of x1; those that are dropped are the null already.
         dropped: where the condition is dropped, (B,); None where none can be.
         streams: keyed streams of the samples, for networks and objectives that draw.
+        first: the row of the global batch that is this draw's first.
     """
 
     x0: Tensor
@@ -78,6 +81,7 @@ class Draw(NamedTuple):
     y: Tensor | None = None
     dropped: Tensor | None = None
     streams: KeyedStreams | None = None
+    first: int = 0
 
     @property
     def t(self) -> Tensor:
@@ -136,6 +140,14 @@ class Objective(ABC):
     def t_range(self, path: Path) -> tuple[float, float]:
         """Where the prediction is regular: training times are drawn here."""
         return path.t_range
+
+    def draw_times(self, recipe: Recipe, u: Sequence[Tensor]) -> Tensor:
+        """Training times from uniform numbers, `num_times` of (B,) each, as (B, num_times).
+
+        A sampler may look at the whole global batch, which these numbers are of.
+        """
+        t_range = self.t_range(recipe.path)
+        return torch.stack([recipe.times.draw(each, t_range) for each in u], 1)
 
     def modules(self, network: nn.Module) -> nn.Module | None:
         """Modules that are trained or kept beside the network, and saved with it: a teacher, a learned weight."""
