@@ -27,7 +27,10 @@ from fmlightning.cli.run_directory import (
     AlreadyFinished,
     checkpoint,
     claim,
+    directory_of,
     move_aside,
+    require_same_data,
+    resumed_segments,
     trained_run,
 )
 from fmlightning.cli.trainer_options import (
@@ -41,9 +44,9 @@ from fmlightning.data.module import FlowData
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.size import describe
-from fmlightning.runs.directory import run_directory
 from fmlightning.runs.lock import lock, unlock
 from fmlightning.runs.secrets import as_options, require_no_secret
+from fmlightning.runs.segments import Changes
 from fmlightning.training.callbacks.oracle import OracleError
 from fmlightning.training.callbacks.progress import StepProgress
 from fmlightning.training.callbacks.provenance import Provenance
@@ -59,6 +62,7 @@ from fmlightning.training.lightning.shutdown import (
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import NonFiniteError
+from fmlightning.training.resumed import CommandLineRate
 from fmlightning.training.tracking import close_mirror, reachable, wandb_logger
 
 
@@ -107,12 +111,17 @@ class FlowCLI(OpenCLI):
         options = self.options
         training = self.subcommand == "fit"
         trained = None if training else trained_run(options.ckpt_path, self.resolved)
-        self.folder = trained or run_directory(self.resolved)
+        self.folder = trained or directory_of(self.arguments, self.resolved)
+        self.text = yaml.safe_dump(self.resolved, sort_keys=False)
         options.trainer.default_root_dir = str(self.folder)
         options.checkpoints.dirpath = str(self.folder / "checkpoints")
         options.ckpt_path = self.checkpoint(options.ckpt_path)
-        if training and process_rank() == 0:
-            self.claim(options)
+        self.segments: list[dict[str, Any]] = []
+        self.changes: Changes = {}
+        if training:
+            if process_rank() == 0:
+                self.claim(options)
+            self.segments, self.changes = resumed_segments(options.ckpt_path, self.resolved)
 
     def checkpoint(self, named: str | None) -> str | None:
         """The file that `--ckpt_path` means."""
@@ -133,7 +142,6 @@ class FlowCLI(OpenCLI):
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
         self.take_start(options)
-        self.text = yaml.safe_dump(self.resolved, sort_keys=False)
         require_no_secret(leaves(self.resolved))
         check_values(self.resolved)
         for name in nulls(parser, options):
@@ -179,13 +187,13 @@ class FlowCLI(OpenCLI):
         trainer = self.built("trainer")
         callbacks: list[Callback] = [
             PeerWatchdog(),
-            Provenance(self.resolved, self.text),
+            Provenance(self.resolved, self.text, self.segments),
             OracleError(),
         ]
         if trainer.enable_progress_bar is not False:
             callbacks.append(StepProgress())
         if self.subcommand == "fit":
-            callbacks.append(GracefulShutdown())
+            callbacks += [CommandLineRate(self.changes), GracefulShutdown()]
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
         trainer.logger = self.loggers(trainer.logger)
         trainer.plugins = [*as_list(trainer.plugins), ChecksummedFiles()]
@@ -216,6 +224,7 @@ class FlowCLI(OpenCLI):
         # all that can be refused is refused before the first file is written
         self.datamodule.check(self.trainer.world_size)
         self.model.check(self.datamodule)
+        require_same_data(self.options.ckpt_path, self.datamodule.fingerprint)
         evaluation = self.built("evaluation")
         evaluation.check(self.datamodule)
         self.built("checkpoints").check(

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,17 +32,18 @@ class Provenance(Callback):
     Args:
         config: the resolved config.
         text: the same as YAML, to be read back by the command line.
+        segments: where the run was resumed with other options, as in `runs.segments`.
     """
 
-    def __init__(self, config: dict[str, Any], text: str) -> None:
-        self.config, self.text = config, text
+    def __init__(
+        self, config: dict[str, Any], text: str, segments: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.config, self.text, self.segments = config, text, list(segments)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        clear_unfinished(folder)
-        write(folder / "config.yaml", self.text)
+        clear_unfinished(Path(trainer.default_root_dir))
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.manifest = {
             "status": "running",
@@ -49,6 +51,7 @@ class Provenance(Callback):
             "config_hash": config_hash(self.config),
             "seed": self.config["seed_everything"],
             "init_from": initial(self.config),
+            "segments": self.segments,
             "git": git_state(),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
             "hardware": hardware(trainer),
@@ -66,12 +69,18 @@ class Provenance(Callback):
             ),
             "start": now(),
         }
-        self.save(trainer)
+        if trainer.ckpt_path is None:
+            self.begin(trainer)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Write both files: of a resumed run only when its state is restored, for until then it is the run before."""
+        self.save(trainer)  # first: by its manifest a directory is a run's
+        write(Path(trainer.default_root_dir) / "config.yaml", self.text)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # the step of a resumed run is known only here
             self.manifest["start_step"] = trainer.global_step
-            self.save(trainer)
+            self.begin(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
@@ -90,7 +99,10 @@ class Provenance(Callback):
             self.end(trainer, "finished")
 
     def end(self, trainer: Trainer, status: str, error: str | None = None) -> None:
-        if hasattr(self, "manifest") and self.manifest["status"] == "running":
+        begun = hasattr(self, "manifest") and (
+            trainer.ckpt_path is None or "start_step" in self.manifest
+        )
+        if begun and self.manifest["status"] == "running":
             self.manifest |= {"status": status, "end": now(), "end_step": trainer.global_step}
             self.manifest |= {"error": error} if error else {}
             self.save(trainer)
