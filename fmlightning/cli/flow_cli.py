@@ -5,6 +5,7 @@ r"""The LightningCLI behind `fmlightning fit | validate | test | predict`, with 
 - An error is one message; an unknown option says which known one is close.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,10 +29,12 @@ from fmlightning.cli.run_directory import (
     checkpoint,
     claim,
     directory_of,
+    mark,
     move_aside,
     require_same_data,
     resumed_segments,
     trained_run,
+    unmark,
 )
 from fmlightning.cli.trainer_options import (
     check_precision,
@@ -44,6 +47,7 @@ from fmlightning.data.module import FlowData
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.size import describe
+from fmlightning.runs.directory import require_vacant
 from fmlightning.runs.lock import lock, unlock
 from fmlightning.runs.secrets import as_options, require_no_secret
 from fmlightning.runs.segments import Changes
@@ -115,6 +119,8 @@ class FlowCLI(OpenCLI):
         self.text = yaml.safe_dump(self.resolved, sort_keys=False)
         options.trainer.default_root_dir = str(self.folder)
         options.checkpoints.dirpath = str(self.folder / "checkpoints")
+        if training and process_rank() == 0:
+            require_vacant(self.folder)
         options.ckpt_path = self.checkpoint(options.ckpt_path)
         self.segments: list[dict[str, Any]] = []
         self.changes: Changes = {}
@@ -139,6 +145,9 @@ class FlowCLI(OpenCLI):
             ValueError: an option has a value that it cannot have.
         """
         options, parser = self.options, self.parser_of(self.subcommand)
+        for name in ("run_dir", "init_from", "ckpt_path"):
+            if str(options.get(name)).startswith("~"):
+                options[name] = os.path.expanduser(options[name])
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
         self.take_start(options)
@@ -169,8 +178,13 @@ class FlowCLI(OpenCLI):
                 start_from(self.model.network, self.start, self.options.init_from)
 
     def run_subcommand(self, subcommand: str) -> None:
-        with self.naming_options():
-            super().run_subcommand(subcommand)
+        try:
+            with self.naming_options():
+                super().run_subcommand(subcommand)
+        except BaseException:
+            if subcommand == "fit" and process_rank() == 0:
+                unmark(self.folder)
+            raise
 
     @contextmanager
     def naming_options(self) -> Iterator[None]:
@@ -236,7 +250,7 @@ class FlowCLI(OpenCLI):
             self.claim(self.options)  # again: until now another process may have trained it
             if self.options.rerun and self.folder.exists():
                 move_aside(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            mark(self.folder, self.resolved)
             self.trainer.loggers = [x for x in self.trainer.loggers if reachable(x)]
             print(f"run directory: {self.folder}")
             for name, words in self.datamodule.splits.items():

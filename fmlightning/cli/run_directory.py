@@ -1,5 +1,7 @@
 """The run directory of a command: whether it may be written, what is resumed in it, and where a checkpoint is."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from fmlightning.runs.checkpoint import read_checkpoint
 from fmlightning.runs.checksum import recorded_step, require_intact
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run, require_vacant, run_directory
+from fmlightning.runs.files import write_text
 from fmlightning.runs.legacy import is_saved
 from fmlightning.runs.segments import (
     Changes,
@@ -194,3 +197,16 @@ def move_aside(folder: Path) -> None:
     while folder.with_name(f"{folder.name}.{n}").exists():
         n += 1
     folder.rename(folder.with_name(f"{folder.name}.{n}"))
+
+
+def mark(folder: Path, config: dict[str, Any]) -> None:
+    """Make a directory a run's, by a manifest, before anything else is in it."""
+    file = folder / "manifest.json"
+    if not file.exists():
+        write_text(file, json.dumps({"status": "new", "config_hash": config_hash(config)}) + "\n")
+
+
+def unmark(folder: Path) -> None:
+    """Leave nothing of a run that was refused before its first step."""
+    if Run(folder).manifest.keys() == {"status", "config_hash"}:
+        shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """`config.yaml` and `manifest.json`: what a run was, on what, and how it ended. Never a secret."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -47,6 +48,7 @@ class Provenance(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.manifest = {
             "status": "running",
+            "cwd": os.getcwd(),
             "command": ["fmlightning", *sys.argv[1:]],
             "config_hash": config_hash(self.config),
             "seed": self.config["seed_everything"],
