@@ -152,7 +152,10 @@ class ImageFiles(ImageDataset):
 
     def digest(self) -> str:
         """A digest of all names and labels, and of the bytes of a few files spread over the set."""
-        total = hashlib.sha256(repr(self.decoder).encode() + b"\0".join(self.names.tolist()))
+        total = hashlib.sha256(
+            f"{self.decoder!r}{self.decoder.background or ''}".encode()
+            + b"\0".join(self.names.tolist())
+        )
         if self.labels is not None:
             total.update(self.labels.numpy().tobytes())
         for number in spread(len(self), PROBES):

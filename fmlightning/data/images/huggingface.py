@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
 from fmlightning.data.images.datasets import PROBES, ImageDataset, digest, hold_out, spread
-from fmlightning.data.images.decode import Decoder
+from fmlightning.data.images.decode import Background, Decoder
 from fmlightning.flow.shapes import Labels
 
 
@@ -28,6 +28,7 @@ class HuggingFaceData(ImageData):
         image_size: side of the images.
         channels: 3 for colour, 1 for grey.
         crop: side of the central square that is cut out before shrinking; null for the largest.
+        background: black or white, the colour that transparent pixels are put on; null refuses such images.
         image_column: the column of images; null finds the only one.
         label_column: the column of classes; null finds the only one.
         train_split: its split for training.
@@ -52,6 +53,7 @@ class HuggingFaceData(ImageData):
         image_size: int = 64,
         channels: int = 3,
         crop: int | None = None,
+        background: Background | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
         train_split: str = "train",
@@ -64,7 +66,7 @@ class HuggingFaceData(ImageData):
         **options: Any,
     ) -> None:
         self.title = dataset
-        decoder = Decoder(image_size, channels, crop)
+        decoder = Decoder(image_size, channels, crop, background)
         tables = hub_tables(dataset, subset, revision, download)
         names: tuple[str, ...] = ()
         sets: dict[str, ImageDataset] = {}
