@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
+from fmlightning.data.points import Units
 from fmlightning.flow.keys import Key
 from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
 from fmlightning.flow.shapes import Labels
@@ -153,6 +154,11 @@ class FlowData(LightningDataModule):
     def decode(self, x: Tensor) -> Tensor:
         """Generated samples as metrics and figures take them, (B, *pixel_data.event_shape)."""
         return x
+
+    @property
+    def units(self) -> Units | None:
+        """The units of data that is standardised, which `decode` gives back; None for other data."""
+        return None
 
     def attach_to(self, parent: "FlowData") -> None:
         """Take the batch sizes, the seed and the share of the data set that this one is part of."""

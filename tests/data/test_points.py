@@ -133,3 +133,84 @@ def test_any_two_laws_are_source_and_data(source, target):
     assert x0.shape == x1.shape == (4, 2)
     assert x0.isfinite().all()
     assert x1.isfinite().all()
+
+
+# -- units, and sets smaller than a score ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """Points of the plane far from the origin, in columns of different widths."""
+    file = tmp_path_factory.mktemp("units") / "a.npy"
+    np.save(file, np.random.default_rng(1).normal(size=(4000, 2)) * [50.0, 0.02] + [1000.0, -7.0])
+    return file
+
+
+def test_standardised_points_go_back_to_the_units_of_the_file(scaled):
+    data = ToyData(PointsFile(str(scaled), standardize=True))
+    raw = torch.from_numpy(np.load(scaled)).float()
+    x = data.eval_samples("test")["x1"]
+    real = data.pixel_data.eval_samples("test")["x1"]
+    assert x.abs().max() < 6
+    assert len(x) == len(real) == 400
+    torch.testing.assert_close(data.decode(x), real, rtol=1e-5, atol=0)
+    assert rows_of(real) <= rows_of(raw)
+    torch.testing.assert_close(data.units.from_data(real), x, rtol=0, atol=1e-2)
+
+
+def test_a_likelihood_of_standardised_points_is_one_in_the_units_of_the_file(scaled):
+    # a field at rest is N(0, I) of standardised points: the Gaussian fitted to those of the file
+    from fmlightning.flow.models import NetworkField
+    from fmlightning.flow.paths.schedules import Linear
+    from fmlightning.metrics.evaluator import evaluate_model, fit_reference
+    from fmlightning.metrics.likelihood import NegativeLogLikelihood
+
+    class AtRest(torch.nn.Module):
+        def forward(self, x, t, y=None):
+            return 0 * x
+
+    data, metric = ToyData(PointsFile(str(scaled), standardize=True)), NegativeLogLikelihood()
+    fit_reference([metric], data.pixel_data, torch.device("cpu"), data)
+    evaluate_model([metric], NetworkField(AtRest(), Linear(), "velocity"), Gaussian(), data.target)
+    raw = torch.from_numpy(np.load(scaled))
+    normal = torch.distributions.Normal(raw.mean(0), raw.std(0, correction=0))
+    held_out = data.pixel_data.eval_samples("test")["x1"].double()
+    expected = -float(normal.log_prob(held_out).sum(1).mean())
+    assert metric.compute()["nll"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_fixed_sets_of_a_file_are_different_rows_and_are_counted(files, table):
+    data = ToyData(PointsFile(str(files[0])), train_size=300, batch_size=50, test_size=10_000)
+    for split, size in (("val", 50), ("test", 50), ("reference", 400)):
+        points = data.eval_samples(split)["x1"]
+        assert len(rows_of(points)) == len(points) == size
+        assert data.splits.get(split, f"{size}").startswith(f"{size}")
+    assert len(rows_of(data.fixed_set()["x1"])) == 300
+    with pytest.raises(ValueError, match=r"data.train_size=401: .* has 400 for training"):
+        ToyData(PointsFile(str(files[0])), train_size=401, batch_size=50)
+
+
+def test_a_distance_to_fewer_points_than_it_wants_says_of_how_many(files):
+    from fmlightning.metrics.transport import Wasserstein
+
+    data, metric = ToyData(PointsFile(str(files[0]))), Wasserstein(subsets=5, size=20)
+    with pytest.warns(
+        UserWarning, match="50 different real samples.* 2 subsets of 20 and not 5 of 20"
+    ):
+        metric.fit_reference(data)
+    assert metric.num_samples == 40
+    metric = Wasserstein()
+    with pytest.warns(UserWarning, match="1 subsets of 50"):
+        metric.fit_reference(data)
+    assert metric.num_samples == 50
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_number_that_float32_cannot_bear_is_named(tmp_path, standardize):
+    file, points = tmp_path / "a.npy", np.random.default_rng(0).normal(size=(20, 2))
+    points[3, 1] = 1e39
+    np.save(file, points)
+    with pytest.raises(ValueError, match=r"file=.*a.npy holds 1e\+39, and float32 takes at most"):
+        PointsFile(str(file), standardize)
+    np.save(file, points / 1e9)
+    assert not standardize or PointsFile(str(file), True).points.abs().max() < 10

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,7 @@ class Provenance(Callback):
                 "fingerprint": data.fingerprint,
                 "event_shape": list(data.event_shape),
                 "num_classes": data.num_classes,
+                **({"units": asdict(data.units)} if data.units else {}),
             },
             "interval": list(pl_module.field.t_range),
             "parameters": parameter_count(pl_module.network),
