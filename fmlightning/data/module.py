@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
+from fmlightning.data.order import Batch, Blocks, Epochs, EvalBatches, Shard, TrainBatches
 from fmlightning.data.points import Units
 from fmlightning.flow.keys import Key
 from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
@@ -198,11 +198,24 @@ class FlowData(LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         """This process's rows of every training batch, from where the run stands."""
         rows = self.shard.rows(self.batch_size)
-        batch: Callable[[int], Batch] = lambda n: self.train_batch(n, rows)  # noqa: E731
+        epochs = self.epochs
+
+        def batch(number: int) -> Batch:
+            return self.train_batch(epochs.place(number), rows)
+
         if self.pair is not None:
             self.end_pairs()
-            batch = self.pairs = self.pair(batch)
-        return TrainBatches(batch, self.steps_per_epoch, self.start)
+            self.pairs = self.pair(batch)
+        return TrainBatches(self.pairs or batch, self.steps_per_epoch, self.start, epochs.length)
+
+    @property
+    def epochs(self) -> Epochs:
+        """Which batches of each epoch the trainer takes: all, or as few as it is limited to."""
+        trainer: Any = (self.parent or self).trainer
+        size, limit = self.steps_per_epoch, 1.0 if trainer is None else trainer.limit_train_batches
+        limited = min(limit, size) if isinstance(limit, int) else int(size * limit)
+        # with 0 nothing trains, and no batch is asked for
+        return Epochs(size, max(1, limited), trainer is not None and trainer.overfit_batches > 0)
 
     def end_pairs(self) -> None:
         """End the threads that pair batches ahead."""

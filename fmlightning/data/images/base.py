@@ -22,9 +22,9 @@ from fmlightning.data.images.datasets import (
     hold_out,
     spread,
 )
-from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader
+from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader, one_more
 from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
+from fmlightning.data.order import Batch, Blocks, Epochs, Order, shared_blocks
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
 from fmlightning.flow.shapes import Labels
@@ -108,7 +108,7 @@ class ImageData(FlowData):
         super().__init__(batch_size, eval_batch_size, seed)
         self.flip, self.dequantise = flip, dequantise
         sets, names, self.reading = collection.sets, collection.names, collection.reading
-        self.ahead: tuple[slice, ReadAhead] | None = None
+        self.ahead: tuple[tuple[slice, Epochs], ReadAhead] | None = None
         self.bad: set[str] = set()
         self.sets = dict(sets)
         if val_size:
@@ -169,13 +169,20 @@ class ImageData(FlowData):
         images = self.sets["train"]
         if isinstance(images, InMemoryImages):
             return TrainReader(images.on(self.device), self.order, rows, False).read
-        if self.ahead is None or self.ahead[0] != rows:
+        now = rows, self.epochs
+        if self.ahead is None or self.ahead[0] != now:
             reader = TrainReader(images, self.order, rows, self.reading.skip)
-            self.ahead = rows, self.read_ahead(reader)
+            self.ahead = now, self.read_ahead(reader, after=self.epochs.after)
         return self.ahead[1]
 
-    def read_ahead(self, reader: TrainReader | FixedReader, end: int | None = None) -> ReadAhead:
-        return ReadAhead(reader, self.reading.num_workers, end, pin=self.device.type == "cuda")
+    def read_ahead(
+        self,
+        reader: TrainReader | FixedReader,
+        end: int | None = None,
+        after: Callable[[int], int] = one_more,
+    ) -> ReadAhead:
+        pin = self.device.type == "cuda"
+        return ReadAhead(reader, self.reading.num_workers, end, pin, after)
 
     def teardown(self, stage: str) -> None:
         self.ahead = None  # its workers end
