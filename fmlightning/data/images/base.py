@@ -130,7 +130,12 @@ class ImageData(FlowData):
                     f"data.labelled=true: {self.title} has no labels for {name}; set data.labelled=false"
                 )
             low, high = int(images.labels.min()), int(images.labels.max())
-            if low < 0 or high >= classes:
+            if low < 0:
+                raise ValueError(
+                    f"data.labelled=true: {self.title} has images without a label in {name}, marked {low}; set "
+                    "data.labelled=false, or take another split for it"
+                )
+            if high >= classes:
                 raise ValueError(
                     f"{self.title}: the labels of {name} run from {low} to {high}, and there are {classes} classes; "
                     "its files are of another data set, or damaged"

@@ -191,3 +191,9 @@ def hold_out(images: ImageDataset, size: int, option: str) -> tuple[ImageDataset
         )
     order = torch.randperm(len(images), generator=Key(0).fold("held out", option).generator())
     return images.subset(order[size:].sort().values), images.subset(order[:size].sort().values)
+
+
+def shuffled(images: ImageDataset) -> ImageDataset:
+    """A set that lies class after class in one random order: its first images are then as mixed as the whole."""
+    generator = Key(0).fold("class after class").generator()
+    return images.subset(torch.randperm(len(images), generator=generator))

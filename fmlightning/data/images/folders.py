@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
-from fmlightning.data.images.datasets import ImageDataset, ImageFiles, hold_out, spread
+from fmlightning.data.images.datasets import ImageDataset, ImageFiles, hold_out, shuffled, spread
 from fmlightning.data.images.decode import SUFFIXES, Background, Decoder, file_size
 
 PROBES = 16
@@ -81,7 +81,7 @@ def folder_sets(
         names = subfolders(folder) if labelled else ()
         everything = image_files(folder, names, decoder, labelled)
         train, test = hold_out(everything, test_size, "test_size")
-        return {"train": train, "test": test}, names
+        return {"train": train, "test": shuffled(test)}, names
     names = subfolders(folder / parts["train"]) if labelled else ()
     sets: dict[str, ImageDataset] = {
         split: image_files(folder / part, names, decoder, labelled, split == "train")
@@ -92,7 +92,7 @@ def folder_sets(
             sets["test"] = sets.pop("val")
         else:
             sets["train"], sets["test"] = hold_out(sets["train"], test_size, "test_size")
-    return sets, names
+    return {k: v if k == "train" else shuffled(v) for k, v in sets.items()}, names
 
 
 def split_folders(folder: Path, required: bool | None) -> dict[str, str]:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
-from fmlightning.data.images.datasets import PROBES, ImageDataset, digest, hold_out, spread
+from fmlightning.data.images.datasets import (
+    PROBES,
+    ImageDataset,
+    digest,
+    hold_out,
+    shuffled,
+    spread,
+)
 from fmlightning.data.images.decode import Background, Decoder
 from fmlightning.flow.shapes import Labels
 
@@ -85,6 +92,9 @@ class HuggingFaceData(ImageData):
             sets[part] = HubRows(table, column, label, decoder, f"{dataset} {split}")
         if "test" not in sets:
             sets["train"], sets["test"] = hold_out(sets["train"], test_size, "test_size")
+        labels = sets["test"].labels
+        if labels is not None and bool((labels.diff() >= 0).all()):
+            sets["test"] = shuffled(sets["test"])
         reading = LoaderOptions(on_corrupt, num_workers, in_memory)
         super().__init__(Splits(sets, names, reading), labelled=labelled, **options)
 

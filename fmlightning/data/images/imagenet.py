@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
-from fmlightning.data.images.datasets import ImageDataset, InMemoryImages
+from fmlightning.data.images.datasets import ImageDataset, InMemoryImages, shuffled
 from fmlightning.data.images.decode import Background, Decoder
 from fmlightning.data.images.download import absent, data_root
 from fmlightning.data.images.folders import image_files, subfolders
@@ -72,7 +72,7 @@ def imagenet_folders(
         )
         for split, part in (("train", "train"), ("test", "val"))
     }
-    return sets, names
+    return {**sets, "test": shuffled(sets["test"])}, names
 
 
 def npz_sets(folder: Path, image_size: int) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:

@@ -354,6 +354,15 @@ def test_folders_that_may_be_splits_or_classes_are_asked_about(tmp_path, parts):
         assert len(splits.sets["train"]) == (12 if parts[1] == "plane" else 20)
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_the_first_held_out_images_are_of_all_classes(tmp_path, split):
+    for part in ("train", "test") if split else ("",):
+        write_folder(tmp_path / part, ("ant", "bee", "cow"), size=40)
+    data = folder_data(tmp_path, labelled=True, test_size=60)
+    counts = torch.bincount(data.eval_samples("test")["y"][:30], minlength=3)
+    assert counts.min() >= 4  # 10 of each are expected
+
+
 # -- pixels that are seen -----------------------------------------------------------------------------------
 
 
@@ -510,7 +519,8 @@ def test_imagenet_folders_are_those_of_torchvision(tmp_path):
     for split, part in (("train", "train"), ("test", "val")):
         theirs = torchvision.datasets.ImageNet(root, part)
         assert len(data.sets[split]) == len(theirs) == 6
-        for number, (image, label) in enumerate(theirs):
+        in_order = np.argsort(data.sets[split].names)  # held-out images are in a random one
+        for number, (image, label) in zip(in_order, theirs, strict=True):
             ours = data.sets[split].image(number).permute(1, 2, 0)
             assert np.array_equal(ours, np.array(centre_crop(image, 32)))
             assert int(data.sets[split].labels[number]) == label
