@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -158,28 +157,32 @@ class TrainBatches:
             yield batch
 
 
-class Blocks(Protocol):
-    """Batches of a fixed set, with a length."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-
+@dataclass(frozen=True)
 class EvalBatches:
-    """A fixed set in fixed blocks, each shared out over the processes: no sample twice, none left out.
+    """A fixed set in blocks that are made as they are asked for, as often as they are.
 
     A batch carries `index`, the position of each sample, from which its noise and time are keyed.
+
+    Args:
+        size: how many blocks.
+        batches: all of them.
     """
 
-    def __init__(self, samples: Batch, batch_size: int, shard: Shard) -> None:
-        size = len(samples["x1"])
-        self.samples = {**samples, "index": torch.arange(size)}
-        self.blocks = shared_blocks(torch.arange(size), batch_size, shard)
+    size: int
+    batches: Callable[[], Iterator[Batch]]
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return self.size
 
     def __iter__(self) -> Iterator[Batch]:
-        for block in self.blocks:
-            yield {name: value[block] for name, value in self.samples.items()}
+        return self.batches()
+
+
+def in_blocks(samples: Batch, blocks: Sequence[Tensor]) -> EvalBatches:
+    """Samples that are all in memory, by the numbers of each block."""
+
+    def batches() -> Iterator[Batch]:
+        for block in blocks:
+            yield {name: value[block] for name, value in samples.items()} | {"index": block}
+
+    return EvalBatches(len(blocks), batches)

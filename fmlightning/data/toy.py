@@ -56,7 +56,6 @@ class ToyData(FlowData):
         sizes = {"val": val_size, "test": test_size, "reference": test_size}
         self.sizes = {split: min(n, self.rows(split) or n) for split, n in sizes.items()}
         self.endless_steps = steps_per_epoch
-        self.order: Order | None = None
         self.cached: tuple[tuple[int, int, int], torch.Tensor] | None = None
         if train_size is not None:
             if train_size > (self.rows("train") or train_size):
@@ -120,7 +119,7 @@ class ToyData(FlowData):
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.endless_steps if self.order is None else self.order.steps_per_epoch
+        return self.endless_steps if self.order is None else super().steps_per_epoch
 
     def train_batch(self, step: int, rows: slice) -> Batch:
         if self.order is not None:

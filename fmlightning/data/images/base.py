@@ -24,7 +24,7 @@ from fmlightning.data.images.datasets import (
 )
 from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader, one_more
 from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Blocks, Epochs, Order, shared_blocks
+from fmlightning.data.order import Batch, Epochs, EvalBatches, Order
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
 from fmlightning.flow.shapes import Labels
@@ -121,7 +121,7 @@ class ImageData(FlowData):
             self.check_labels(len(names))
         self.num_classes = len(self.class_names)
         self.event_shape = self.sets["train"].shape
-        self.order = Order(len(self.sets["train"]), batch_size, self.key)
+        self.order: Order = Order(len(self.sets["train"]), batch_size, self.key)
 
     def check_labels(self, classes: int) -> None:
         for name, images in self.sets.items():
@@ -158,10 +158,6 @@ class ImageData(FlowData):
     def fingerprint(self) -> str:
         return hashlib.sha256(self.sets["train"].digest().encode()).hexdigest()
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
-
     # -- training -------------------------------------------------------------------------------
 
     def train_batch(self, step: int, rows: slice) -> Batch:
@@ -194,9 +190,19 @@ class ImageData(FlowData):
 
     # -- held-out images ------------------------------------------------------------------------
 
-    def eval_batches(self, split: str) -> Blocks:
-        index = torch.arange(len(self.split(split)))
-        return ImageBlocks(self, split, shared_blocks(index, self.eval_block, self.shard))
+    def eval_batches(self, split: str) -> EvalBatches:
+        return self.fixed(split, self.eval_blocks(len(self.split(split))))
+
+    def fixed(self, split: str, blocks: tuple[Tensor, ...]) -> EvalBatches:
+        """Some blocks of a fixed set."""
+
+        def batches() -> Iterator[Batch]:
+            read, noise = self.fixed_reader(split, blocks), Key(0).fold("dequantise", split)
+            for number in range(len(blocks)):
+                block = self.warn_corrupt(read(number))
+                yield self.points(block, noise) | {"index": block.index.to(self.device)}
+
+        return EvalBatches(len(blocks), batches)
 
     def eval_samples(self, split: str) -> Batch:
         return self.collect(split, torch.arange(len(self.split(split))))
@@ -212,7 +218,7 @@ class ImageData(FlowData):
 
     def collect(self, split: str, index: Tensor) -> Batch:
         """Some images of a fixed set, on the CPU."""
-        blocks = ImageBlocks(self, split, index.split(self.eval_batch_size))
+        blocks = self.fixed(split, index.split(self.eval_batch_size))
         parts = [{name: value.cpu() for name, value in batch.items()} for batch in blocks]
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "index"}
 
@@ -274,20 +280,3 @@ class ImageData(FlowData):
                 if n <= NAMED or n & (n - 1) == 0:
                     warnings.warn(f"{name}; skipped, {n} so far", stacklevel=1)
         return block
-
-
-class ImageBlocks:
-    """A fixed set in blocks that are read as they are asked for, with the `index` of each sample."""
-
-    def __init__(self, data: ImageData, split: str, blocks: tuple[Tensor, ...]) -> None:
-        self.data, self.split, self.blocks = data, split, blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __iter__(self) -> Iterator[Batch]:
-        read = self.data.fixed_reader(self.split, self.blocks)
-        noise = Key(0).fold("dequantise", self.split)
-        for number in range(len(self.blocks)):
-            block = self.data.warn_corrupt(read(number))
-            yield {**self.data.points(block, noise), "index": block.index.to(self.data.device)}
