@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -48,8 +49,17 @@ class ImageDataset(ABC):
             BadImage: it cannot be read.
         """
 
-    @abstractmethod
-    def subset(self, index: Labels) -> Self: ...
+    indexed: tuple[str, ...] = ("labels",)
+    """Its attributes that have an entry for each image."""
+
+    def subset(self, index: Labels) -> Self:
+        part = copy(self)
+        for name in self.indexed:
+            if (value := getattr(self, name)) is not None:
+                setattr(
+                    part, name, value[index.numpy() if isinstance(value, np.ndarray) else index]
+                )
+        return part
 
     @abstractmethod
     def digest(self) -> str:
@@ -85,6 +95,8 @@ class ImageDataset(ABC):
 class InMemoryImages(ImageDataset):
     """Images held as one tensor of bytes, (N, C, H, W)."""
 
+    indexed = ("pixels", "labels")
+
     def __init__(self, pixels: UInt8[Tensor, "N C H W"], labels: Labels | None) -> None:
         self.pixels, self.labels = pixels, labels
         _, channels, height, width = pixels.shape
@@ -95,9 +107,6 @@ class InMemoryImages(ImageDataset):
 
     def image(self, number: int) -> Tensor:
         return self.pixels[number]
-
-    def subset(self, index: Labels) -> Self:
-        return type(self)(self.pixels[index], None if self.labels is None else self.labels[index])
 
     def digest(self) -> str:
         return digest(self.pixels, self.labels)
@@ -126,6 +135,8 @@ class ImageFiles(ImageDataset):
         decoder: how a file becomes pixels.
     """
 
+    indexed = ("names", "labels")
+
     def __init__(
         self, folder: str, names: Sequence[str], labels: Labels | None, decoder: Decoder
     ) -> None:
@@ -143,12 +154,6 @@ class ImageFiles(ImageDataset):
     def image(self, number: int) -> Tensor:
         path = self.path(number)
         return self.decoder(path, path)
-
-    def subset(self, index: Labels) -> Self:
-        chosen = type(self)(self.folder, [], None, self.decoder)
-        chosen.names = self.names[index.numpy()]
-        chosen.labels = None if self.labels is None else self.labels[index]
-        return chosen
 
     def digest(self) -> str:
         """A digest of all names and labels, and of the bytes of a few files spread over the set."""

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from fmlightning.data.images.datasets import (
     spread,
 )
 from fmlightning.data.images.decode import Background, Decoder
-from fmlightning.flow.shapes import Labels
 
 
 class HuggingFaceData(ImageData):
@@ -102,6 +101,8 @@ class HuggingFaceData(ImageData):
 class HubRows(ImageDataset):
     """The rows of a table with a column of encoded images."""
 
+    indexed = ("rows", "labels")
+
     def __init__(
         self, table: Any, column: str, label: str | None, decoder: Decoder, name: str
     ) -> None:
@@ -122,13 +123,6 @@ class HubRows(ImageDataset):
         encoded = image.get("bytes")
         file = io.BytesIO(encoded) if encoded else image.get("path") or io.BytesIO()
         return self.decoder(file, f"{self.name} row {row}")
-
-    def subset(self, index: Labels) -> Self:
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
-        part.rows = self.rows[index]
-        part.labels = None if self.labels is None else self.labels[index]
-        return part
 
     def digest(self) -> str:
         """A digest of the labels, the row numbers and a few images spread over the set."""
