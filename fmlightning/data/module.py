@@ -62,6 +62,9 @@ class FlowData(LightningDataModule):
     order: Order | None = None
     """The order of a finite training set; None where a data set has its own way."""
 
+    exhausted: bool = False
+    """True where a fixed set holds fewer samples than were asked for, since there are no more."""
+
     paired: bool = False
     """True where batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
 

@@ -55,6 +55,7 @@ class ToyData(FlowData):
         self.event_shape = target.event_shape
         sizes = {"val": val_size, "test": test_size, "reference": test_size}
         self.sizes = {split: min(n, self.rows(split) or n) for split, n in sizes.items()}
+        self.exhausted = self.sizes["test"] < test_size
         self.endless_steps = steps_per_epoch
         self.cached: tuple[tuple[int, int, int], torch.Tensor] | None = None
         if train_size is not None:

@@ -29,8 +29,8 @@ class Wasserstein(SampleMetric):
     """The 2-Wasserstein distance to the data: `w2`, its spread over subsets `w2_std`, and the floor.
 
     Args:
-        subsets: number of disjoint subsets; fewer of them where there are fewer real samples, which is warned of.
-        size: samples in each; at most the real samples.
+        subsets: number of disjoint subsets; fewer of them where a file has fewer rows, which is warned of.
+        size: samples in each; at most those rows.
     """
 
     higher_is_better = by_name(w2=False)
@@ -53,18 +53,30 @@ class Wasserstein(SampleMetric):
         labels: tuple[Labels, Labels] | None,
         num_bins: int | None,
     ) -> None:
-        found = min(len(reference), len(held_out))
-        if found < self.num_samples:
-            asked, self.size = f"{self.subsets} of {self.size}", min(self.size, found)
-            self.subsets = found // self.size
-            self.num_samples = self.subsets * self.size
-            warnings.warn(
-                f"evaluation.metrics: Wasserstein compares with {found} different real samples, all that there are: "
-                f"w2 is of {self.subsets} subsets of {self.size} and not {asked}",
-                stacklevel=1,
-            )
+        for x in (reference, held_out):
+            self.check(x, None, num_bins)
         self.held_out = held_out[: self.num_samples]
         self.floor = self.distances(reference[: self.num_samples])
+
+    def check(self, held_out: Points, y: Labels | None, num_bins: int | None) -> None:
+        if len(held_out) < self.num_samples:
+            raise ValueError(
+                f"evaluation.metrics: Wasserstein needs subsets x size = {self.num_samples} real samples and the data "
+                f"has {len(held_out)}; choose fewer or a larger data.test_size"
+            )
+
+    def shrink(self, found: int) -> None:
+        """Compare with fewer real samples, where there are no more; subsets keep their size as far as they can."""
+        if found >= self.num_samples:
+            return
+        wanted, self.size = f"{self.subsets} of {self.size}", min(self.size, found)
+        self.subsets = found // self.size
+        self.num_samples = self.subsets * self.size
+        warnings.warn(
+            f"evaluation.metrics: the data has {found} different real samples for testing and no more: w2 is of "
+            f"subsets x size = {self.subsets} of {self.size} and not {wanted}",
+            stacklevel=1,
+        )
 
     def distances(self, x: Points) -> torch.Tensor:
         """The distance of each subset to one of held-out data."""

@@ -1,5 +1,7 @@
 """Points from a file: read as they are, shared out, refused with one message; any two laws make a flow."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -191,18 +193,15 @@ def test_fixed_sets_of_a_file_are_different_rows_and_are_counted(files, table):
 
 
 def test_a_distance_to_fewer_points_than_it_wants_says_of_how_many(files):
+    from fmlightning.metrics.evaluator import check_metrics
     from fmlightning.metrics.transport import Wasserstein
 
-    data, metric = ToyData(PointsFile(str(files[0]))), Wasserstein(subsets=5, size=20)
-    with pytest.warns(
-        UserWarning, match="50 different real samples.* 2 subsets of 20 and not 5 of 20"
-    ):
+    data = ToyData(PointsFile(str(files[0])))
+    for metric, shape in ((Wasserstein(5, 20), "2 of 20"), (Wasserstein(), "1 of 50")):
+        with pytest.warns(UserWarning, match=f"has 50 different real samples .* {shape} and not"):
+            check_metrics([metric], data)
         metric.fit_reference(data)
-    assert metric.num_samples == 40
-    metric = Wasserstein()
-    with pytest.warns(UserWarning, match="1 subsets of 50"):
-        metric.fit_reference(data)
-    assert metric.num_samples == 50
+        assert metric.num_samples == metric.subsets * metric.size == len(metric.held_out)
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -214,3 +213,30 @@ def test_a_number_that_float32_cannot_bear_is_named(tmp_path, standardize):
         PointsFile(str(file), standardize)
     np.save(file, points / 1e9)
     assert not standardize or PointsFile(str(file), True).points.abs().max() < 10
+
+
+def test_a_run_and_its_export_give_samples_in_the_units_of_the_file(
+    scaled, fit, fmlightning, tmp_path
+):
+    file = (
+        "--data.target=PointsFile",
+        f"--data.target.file={scaled}",
+        "--data.target.standardize=true",
+    )
+    run = fit("toy/moons", *file, "--trainer.max_steps=60", "--trainer.val_check_interval=60")
+    manifest = json.loads((run / "manifest.json").read_text())
+    raw = np.load(scaled)
+    assert manifest["data"]["units"]["mean"] == pytest.approx(raw.mean(0).tolist())
+    assert manifest["data"]["units"]["std"] == pytest.approx(raw.std(0).tolist())
+    exported = tmp_path / "exported"
+    assert fmlightning("export", run, "--out", exported)[0] == 0
+    assert "data = mean + std * x" in (exported / "README.md").read_text()
+    found = []
+    for place in (run, exported):
+        out = tmp_path / f"samples of {place.name}"
+        status, shown = fmlightning("sample", place, "--n=200", f"--out={out}", "--device=cpu")
+        assert status == 0, shown
+        found.append(np.load(out / "samples.npz")["x"])
+    assert np.array_equal(*found)
+    assert np.all(np.abs(found[0].mean(0) - raw.mean(0)) < 2 * raw.std(0))
+    assert np.all(found[0].std(0) < 4 * raw.std(0))
