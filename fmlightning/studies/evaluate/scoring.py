@@ -140,7 +140,7 @@ class Scorer:
         found = {cell: None if self.overwrite else self.read(cell) for cell in self.cells}
         missing = [cell for cell in self.cells if found[cell] is None]
         if missing:
-            fit_reference(self.metrics, self.data.pixel_data, self.device)
+            fit_reference(self.metrics, self.data.pixel_data, self.device, self.data)
         with Progress(disable=self.shard.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(missing))
             for cell in missing:

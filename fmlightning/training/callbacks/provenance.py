@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +64,7 @@ class Provenance(Callback):
                 "fingerprint": data.fingerprint,
                 "event_shape": list(data.event_shape),
                 "num_classes": data.num_classes,
+                **({"units": asdict(data.units)} if data.units else {}),
             },
             "interval": list(pl_module.field.t_range),
             "parameters": parameter_count(pl_module.network),
