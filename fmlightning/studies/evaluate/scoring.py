@@ -43,7 +43,7 @@ from fmlightning.metrics.evaluator import (
 from fmlightning.metrics.metric import FlowMetric
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
-from fmlightning.runs.directory import Run
+from fmlightning.runs.directory import Run, read_json
 from fmlightning.runs.files import atomic_write
 from fmlightning.runs.weights import weights_file
 from fmlightning.studies.evaluate.grid import Cell, cells
@@ -247,9 +247,10 @@ class Scorer:
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell, if it is there whole."""
         try:
-            return json.loads(self.file(cell).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            record = read_json(self.file(cell))
+        except ValueError:
             return None
+        return record if {"metrics", "nfe", "seconds_per_sample"} <= record.keys() else None
 
 
 def label_order(data: FlowData, given: LabelOrder | None) -> LabelOrder | None:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from paper_runs import write_cell, write_run
 
+from fmlightning.runs.directory import find
+from fmlightning.studies.report import ls
+
 
 @pytest.fixture
 def runs(tmp_path):
@@ -114,3 +117,24 @@ def test_a_page_of_a_run(fmlightning, runs):
     for word in ("Linear", "euler", "heun2", "0.5", "corrupt.json", "damaged, or without a checksum",
                  "samples-00000100.png", "100 of 100", "aaaaaaaaaaaa"):  # fmt: skip
         assert word in shown, word
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"status": 3}', '{"status": ["finished"]}', '{"a": ' * 20_000 + "1" + "}" * 20_000],
+    ids=["number", "list", "deep"],
+)
+def test_a_manifest_of_another_shape_ends_its_own_row_alone(fmlightning, runs, content):
+    (runs / "b" / "manifest.json").write_text(content)
+    status, shown = fmlightning("ls", runs, "--sort=status")
+    assert status == 0
+    assert "corrupt" in shown
+    assert sorted(order(shown)) == list("abcd")
+
+
+def test_values_that_differ_are_looked_for_once_an_experiment(runs, monkeypatch):
+    looked = []
+    monkeypatch.setattr(ls, "differing", lambda peers: looked.append(len(peers)) or ["seed"])
+    rows = [ls.read(run) for run in find(runs)]
+    assert len(list(ls.differing_values(rows))) == 4
+    assert looked == [4]
