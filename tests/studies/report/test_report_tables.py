@@ -292,6 +292,15 @@ def test_every_row_has_the_baseline_that_is_like_it_in_all_else(tmp_path):
     assert all(d.estimate.mean == pytest.approx(0.1) for d in found.values())
 
 
+def test_a_row_of_other_columns_than_its_baseline_is_told_which(tmp_path):
+    for path, nfe in (("Linear", 4), ("Trigonometric", 6)):
+        write_cell(write_run(tmp_path / path, 0, path=path), "euler", nfe, {"w2": 0.2})
+    table = tabulate(cells(tmp_path, EVALUATIONS), columns=["nfe"], metrics=["w2"])
+    found, (alone,) = differences(table, {"model.path": "Linear"})
+    assert not found
+    assert "no column in common: the one has scores at nfe=6, the other at nfe=4" in alone
+
+
 def test_guidance_and_grid_are_axes(tmp_path):
     run = write_run(tmp_path / "a", 0, {"w2": 0.2})
     for scale in (1.0, 2.0):
