@@ -135,6 +135,18 @@ class Run:
         return read_json(self.path / "manifest.json")
 
     @property
+    def trained_config(self) -> dict[str, Any]:
+        """Its resolved config by the manifest, or else as in `config`: JSON is read 100 times as fast as YAML.
+
+        Raises:
+            FileNotFoundError: it has no config.yaml.
+        """
+        config, file = self.manifest.get("config"), self.path / "config.yaml"
+        if not (isinstance(config, dict) and file.is_file()):
+            return self.config
+        return translate(config, file)
+
+    @property
     def hashes(self) -> set[str]:
         """The hash in its manifest, and that of its config under the names of today."""
         found = {self.manifest["config_hash"]} if "config_hash" in self.manifest else set()

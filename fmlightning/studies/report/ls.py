@@ -99,7 +99,7 @@ def condition(text: str) -> tuple[str, list[str]]:
 def read(run: Run) -> ListedRun:
     """A row, whatever state the run is in."""
     try:
-        manifest, config = run.manifest, run.config
+        manifest, config = run.manifest, run.trained_config
         return ListedRun(
             run,
             run.status,

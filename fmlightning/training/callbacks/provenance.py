@@ -48,6 +48,7 @@ class Provenance(Callback):
             "command": ["fmlightning", *sys.argv[1:]],
             "config_hash": config_hash(self.config),
             "seed": self.config["seed_everything"],
+            "config": json.loads(json.dumps(self.config, default=str)),  # read faster than YAML
             "init_from": initial(self.config),
             "git": git_state(),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},

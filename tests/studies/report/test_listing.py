@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from paper_runs import write_cell, write_run
 
 from fmlightning.runs.directory import find
@@ -138,3 +139,13 @@ def test_values_that_differ_are_looked_for_once_an_experiment(runs, monkeypatch)
     rows = [ls.read(run) for run in find(runs)]
     assert len(list(ls.differing_values(rows))) == 4
     assert looked == [4]
+
+
+def test_no_yaml_is_read_where_the_manifest_has_the_config(fmlightning, runs, monkeypatch):
+    shown = {name: fmlightning(name, runs) for name in ("ls", "report")}
+    for path in runs.glob("?/config.yaml"):
+        manifest = path.with_name("manifest.json")
+        known = {"config": yaml.safe_load(path.read_text())}
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | known))
+    monkeypatch.setattr(yaml, "safe_load", lambda text: pytest.fail("YAML was read"))
+    assert {name: fmlightning(name, runs) for name in ("ls", "report")} == shown
