@@ -269,7 +269,7 @@ def whole(run: Run, axes: Options, planned: bool) -> tuple[Trained, list[str]]:
     Raises:
         ValueError: a file is damaged, or there is nothing to report.
     """
-    config, manifest = run.config, run.manifest
+    config, manifest = run.trained_config, run.manifest
     seed = int(config["seed_everything"])
     final = final_record(run, config)
     cells, wrong = evaluation_records(run, seed, requested=planned)

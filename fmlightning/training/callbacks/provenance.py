@@ -53,6 +53,7 @@ class Provenance(Callback):
             "command": ["fmlightning", *sys.argv[1:]],
             "config_hash": config_hash(self.config),
             "seed": self.config["seed_everything"],
+            "config": json.loads(json.dumps(self.config, default=str)),  # read faster than YAML
             "init_from": initial(self.config),
             "segments": self.segments,
             "git": git_state(),
