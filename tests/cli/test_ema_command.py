@@ -77,7 +77,7 @@ def test_a_resumed_run_has_the_snapshots_of_one_that_was_not_stopped(fit, traine
     whole, on = trained(*SMALL, name="whole"), tmp_path / "on"
     (on / "ema").mkdir(parents=True)
     (on / "manifest.json").write_text('{"status": "new", "config_hash": ""}')
-    (on / "ema" / ".00000035.pt.1.tmp").write_bytes(b"half")  # as a kill leaves it
+    (on / "ema" / ".00000035.pt.1a2b3c4d.tmp").write_bytes(b"half")  # as a kill leaves it
     fit(*SMALL, f"--ckpt_path={whole / 'checkpoints' / f'{step:08d}.ckpt'}", name="on")
     assert not list((on / "ema").glob(".*.tmp"))
     expected = [found for found in snapshots(whole) if found[0] > step]
