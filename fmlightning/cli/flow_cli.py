@@ -73,6 +73,10 @@ from fmlightning.training.tracking import close_mirror, reachable, wandb_logger
 class FlowCLI(OpenCLI):
     """The LightningCLI of flow matching."""
 
+    resolved: dict[str, Any]
+    segments: list[dict[str, Any]]
+    changes: Changes
+
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         self.requested = args[0] if args else None
         super().__init__(
@@ -122,8 +126,7 @@ class FlowCLI(OpenCLI):
         if training and process_rank() == 0:
             require_vacant(self.folder)
         options.ckpt_path = self.checkpoint(options.ckpt_path)
-        self.segments: list[dict[str, Any]] = []
-        self.changes: Changes = {}
+        self.segments, self.changes = [], {}
         if training:
             if process_rank() == 0:
                 self.claim(options)

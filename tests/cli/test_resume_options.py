@@ -184,3 +184,15 @@ def test_options_are_compared_by_name_and_objects_by_class():
     segment = {"step": 1, "changes": {"trainer.max_steps": [None, 5]}}
     assert config_before(now, [segment])["trainer"]["max_steps"] is None
     assert now["trainer"]["max_steps"] == 5
+
+
+def test_a_run_killed_behind_its_last_step_ends_and_is_reproduced(stopped, fmlightning):
+    run, go_on = stopped
+    manifest = Run(run).manifest
+    kept = {k: v for k, v in manifest.items() if k not in ("end", "end_step", "start_step")}
+    (run / "manifest.json").write_text(json.dumps({**kept, "status": "running"}))
+    status, shown = go_on("--trainer.max_steps=20")
+    assert status == 0, shown
+    assert Run(run).status == "finished"
+    status, shown = fmlightning("reproduce", run)
+    assert status == 0, shown

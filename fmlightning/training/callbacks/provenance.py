@@ -41,6 +41,7 @@ class Provenance(Callback):
         self, config: dict[str, Any], text: str, segments: Sequence[dict[str, Any]] = ()
     ) -> None:
         self.config, self.text, self.segments = config, text, list(segments)
+        self.failed = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -95,13 +96,18 @@ class Provenance(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        self.failed = True
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         with suppress(OSError):  # a full disk is said by the exception itself
             self.end(trainer, "stopped" if stopped else "failed", repr(exception))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # after an exception the status is another already
-            self.end(trainer, "finished")
+        if stage != "fit":
+            return
+        if hasattr(self, "manifest") and "start_step" not in self.manifest and not self.failed:
+            self.manifest["start_step"] = trainer.global_step  # killed behind its last step
+            self.begin(trainer)
+        self.end(trainer, "finished")  # after an exception the status is another already
 
     def end(self, trainer: Trainer, status: str, error: str | None = None) -> None:
         begun = hasattr(self, "manifest") and (
