@@ -9,6 +9,7 @@ number at one global batch, and an exponent of -1 would be perfect sharing; more
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from loop import COMMON, Timed
 from powers import grown, words
 from timing import begin, parser, report, seconds
@@ -103,6 +105,31 @@ def batch_of(size: int) -> Run:
     return partial(data.train_batch, 1, slice(0, 128))
 
 
+def listing(count: int) -> Run:
+    """`fmlightning ls` of some finished runs with scores, whose seeds and learning rates differ."""
+    folder = tempfile.TemporaryDirectory()
+    text = (Path(__file__).parents[1] / "configs" / "toy" / "moons.yaml").read_text()
+    config = yaml.safe_load(text)
+    for k in range(count):
+        run = Path(folder.name) / f"run-{k:05d}"
+        run.mkdir()
+        config["seed_everything"] = k
+        config["model"]["optimizer"] = {
+            "class_path": "Adam",
+            "init_args": {"lr": 1e-3 * (1 + k % 5)},
+        }
+        (run / "config.yaml").write_text(text)
+        manifest = {"status": "finished", "end_step": 100, "config": config}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        (run / "evaluation.json").write_text(json.dumps({"metrics": {"w2": 1 / (1 + k)}}))
+
+    def run_command() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert fmlightning(["ls", folder.name]) == 0
+
+    return run_command
+
+
 LAWS: dict[str, tuple[str, tuple[int, ...], Callable[[int], Run]]] = {
     "training step, MLP": ("batch", (256, 512, 1024, 2048, 4096), lambda n: training(n, 2)),
     "training step, MLP 3 x 256": ("dimension", (2, 64, 256, 1024, 4096), lambda n: training(256, n)),
@@ -110,6 +137,7 @@ LAWS: dict[str, tuple[str, tuple[int, ...], Callable[[int], Run]]] = {
     "sampling, Euler": ("evaluations", (10, 20, 40, 80, 160), sampling),
     "data set in memory, first batch": ("pictures", (2000, 8000, 32_000, 128_000, 512_000), set_up),
     "a later batch of 128": ("pictures", (2000, 8000, 32_000, 128_000, 512_000), batch_of),
+    "ls": ("runs", (62, 125, 250, 500, 1000), listing),
 }  # fmt: skip
 
 

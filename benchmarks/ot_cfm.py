@@ -40,7 +40,7 @@ from fmlightning.nets.mlp import TimeMLP
 BATCH, LOG_EVERY = 256, 20
 POINTS = (
     "--config=configs/toy/moons.yaml", f"--data.batch_size={BATCH}", "--model.path=IndependentCFM",
-    "--model.path.s=0.1", "--model.optimizer={class_path: Adam, init_args: {lr: 0.001, fused: true}}",
+    "--model.path.noise_std=0.1", "--model.optimizer={class_path: Adam, init_args: {lr: 0.001, fused: true}}",
     "--model.scheduler=null", "--model.coupling=MinibatchOT", f"--trainer.log_every_n_steps={LOG_EVERY}",
 )  # fmt: skip
 IMAGES = (

@@ -7,6 +7,7 @@ its old result stays.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -59,8 +60,10 @@ def measured(name: str, quick: bool, folder: Path) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"{name}: took more than {limit} s"
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    return f"{name}: {last}" if done.returncode else ""
+    lines = done.stderr.strip().splitlines() or [""]
+    # libraries print after the traceback when the interpreter ends
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return f"{name}: {(errors or lines)[-1]}" if done.returncode else ""
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:

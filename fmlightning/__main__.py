@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 where it found a fault, or 2 for an error of the user's."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or bool(os.environ.get("FMLIGHTNING_DEBUG"))
-    argv = [a for a in argv if a != "--debug"]
+    argv = [with_home(a) for a in argv if a != "--debug"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -85,6 +85,14 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
+
+
+def with_home(word: str) -> str:
+    """A word with the home directory for its `~`, which a shell leaves in `--out=~/file`."""
+    name, equals, value = word.partition("=")
+    if word.startswith("-") and value.startswith("~"):
+        return name + equals + os.path.expanduser(value)
+    return os.path.expanduser(word)
 
 
 def run(argv: list[str]) -> int:

@@ -19,13 +19,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
+import shapes  # noqa: E402
 import warm  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # the shapes in the signatures are checked while the tests run, and cost nothing otherwise
-install_import_hook("fmlightning.flow", "beartype.beartype")
+install_import_hook("fmlightning.flow", "shapes.first_calls")
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked() -> None:
+    """Every test has the shapes of its first calls checked."""
+    shapes.start()
 
 
 @pytest.fixture(autouse=True)

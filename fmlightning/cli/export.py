@@ -41,7 +41,15 @@ The weights alone, for a network of your own of the same layout:
 
     network.load_state_dict(load_file("{folder}/{file}"))
 
-They are of `model.network` in config.yaml, trained by `model.objective` along the path `model.path`.
+{units}They are of `model.network` in config.yaml, trained by `model.objective` along the path `model.path`.
+"""
+
+UNITS = """\
+The flow sees its data standardised: data = mean + std * x, column by column, with
+
+    mean = {mean}
+    std = {std}
+
 """
 
 
@@ -102,4 +110,5 @@ def readme(run: Run, out: Path, record: dict[str, Any]) -> str:
         sizes=", ".join(map(str, shape)),
         label=f"; field(x, t, y) for classes y in 0 ... {classes - 1}" if classes else "",
         file=EXPORTED,
+        units=UNITS.format(**flow["units"]) if flow.get("units") else "",
     )

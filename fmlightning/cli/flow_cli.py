@@ -5,6 +5,7 @@ r"""The LightningCLI behind `fmlightning fit | validate | test | predict`, with 
 - An error is one message; an unknown option says which known one is close.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,13 @@ from fmlightning.cli.run_directory import (
     AlreadyFinished,
     checkpoint,
     claim,
+    directory_of,
+    mark,
     move_aside,
+    require_same_data,
+    resumed_segments,
     trained_run,
+    unmark,
 )
 from fmlightning.cli.trainer_options import (
     check_precision,
@@ -41,9 +47,10 @@ from fmlightning.data.module import FlowData
 from fmlightning.flow.determinism import seeded
 from fmlightning.flow.keys import Key
 from fmlightning.nets.size import describe
-from fmlightning.runs.directory import run_directory
+from fmlightning.runs.directory import require_vacant
 from fmlightning.runs.lock import lock, unlock
 from fmlightning.runs.secrets import as_options, require_no_secret
+from fmlightning.runs.segments import Changes
 from fmlightning.training.callbacks.oracle import OracleError
 from fmlightning.training.callbacks.progress import StepProgress
 from fmlightning.training.callbacks.provenance import Provenance
@@ -59,11 +66,16 @@ from fmlightning.training.lightning.shutdown import (
 from fmlightning.training.metrics_file import MetricsFile
 from fmlightning.training.module import FlowMatching
 from fmlightning.training.nonfinite import NonFiniteError
+from fmlightning.training.resumed import CommandLineRate
 from fmlightning.training.tracking import close_mirror, reachable, wandb_logger
 
 
 class FlowCLI(OpenCLI):
     """The LightningCLI of flow matching."""
+
+    resolved: dict[str, Any]
+    segments: list[dict[str, Any]]
+    changes: Changes
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         self.requested = args[0] if args else None
@@ -107,12 +119,18 @@ class FlowCLI(OpenCLI):
         options = self.options
         training = self.subcommand == "fit"
         trained = None if training else trained_run(options.ckpt_path, self.resolved)
-        self.folder = trained or run_directory(self.resolved)
+        self.folder = trained or directory_of(self.arguments, self.resolved)
+        self.text = yaml.safe_dump(self.resolved, sort_keys=False)
         options.trainer.default_root_dir = str(self.folder)
         options.checkpoints.dirpath = str(self.folder / "checkpoints")
-        options.ckpt_path = self.checkpoint(options.ckpt_path)
         if training and process_rank() == 0:
-            self.claim(options)
+            require_vacant(self.folder)
+        options.ckpt_path = self.checkpoint(options.ckpt_path)
+        self.segments, self.changes = [], {}
+        if training:
+            if process_rank() == 0:
+                self.claim(options)
+            self.segments, self.changes = resumed_segments(options.ckpt_path, self.resolved)
 
     def checkpoint(self, named: str | None) -> str | None:
         """The file that `--ckpt_path` means."""
@@ -130,10 +148,12 @@ class FlowCLI(OpenCLI):
             ValueError: an option has a value that it cannot have.
         """
         options, parser = self.options, self.parser_of(self.subcommand)
+        for name in ("run_dir", "init_from", "ckpt_path"):
+            if str(options.get(name)).startswith("~"):
+                options[name] = os.path.expanduser(options[name])
         self.text = parser.dump(options, skip_unset=False, skip_link_targets=True, format="yaml")
         self.resolved = without(yaml.safe_load(self.text), "config", "ckpt_path", "rerun")
         self.take_start(options)
-        self.text = yaml.safe_dump(self.resolved, sort_keys=False)
         require_no_secret(leaves(self.resolved))
         check_values(self.resolved)
         for name in nulls(parser, options):
@@ -161,8 +181,13 @@ class FlowCLI(OpenCLI):
                 start_from(self.model.network, self.start, self.options.init_from)
 
     def run_subcommand(self, subcommand: str) -> None:
-        with self.naming_options():
-            super().run_subcommand(subcommand)
+        try:
+            with self.naming_options():
+                super().run_subcommand(subcommand)
+        except BaseException:
+            if subcommand == "fit" and process_rank() == 0:
+                unmark(self.folder)
+            raise
 
     @contextmanager
     def naming_options(self) -> Iterator[None]:
@@ -179,13 +204,13 @@ class FlowCLI(OpenCLI):
         trainer = self.built("trainer")
         callbacks: list[Callback] = [
             PeerWatchdog(),
-            Provenance(self.resolved, self.text),
+            Provenance(self.resolved, self.text, self.segments),
             OracleError(),
         ]
         if trainer.enable_progress_bar is not False:
             callbacks.append(StepProgress())
         if self.subcommand == "fit":
-            callbacks.append(GracefulShutdown())
+            callbacks += [CommandLineRate(self.changes), GracefulShutdown()]
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
         trainer.logger = self.loggers(trainer.logger)
         trainer.plugins = [*as_list(trainer.plugins), ChecksummedFiles()]
@@ -216,6 +241,7 @@ class FlowCLI(OpenCLI):
         # all that can be refused is refused before the first file is written
         self.datamodule.check(self.trainer.world_size)
         self.model.check(self.datamodule)
+        require_same_data(self.options.ckpt_path, self.datamodule.fingerprint)
         evaluation = self.built("evaluation")
         evaluation.check(self.datamodule)
         self.built("checkpoints").check(
@@ -227,7 +253,7 @@ class FlowCLI(OpenCLI):
             self.claim(self.options)  # again: until now another process may have trained it
             if self.options.rerun and self.folder.exists():
                 move_aside(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            mark(self.folder, self.resolved)
             self.trainer.loggers = [x for x in self.trainer.loggers if reachable(x)]
             print(f"run directory: {self.folder}")
             for name, words in self.datamodule.splits.items():

@@ -8,6 +8,7 @@ import torch
 
 from fmlightning.cli.allowed import allowing
 from fmlightning.cli.build import instantiate_model
+from fmlightning.data.points import Units
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.models import NetworkField
 from fmlightning.flow.solvers.solver import Solver, TrainedField
@@ -34,6 +35,7 @@ class TrainedFlow:
         seed: of the run.
         paired: whether samples start from x0 of the data; `source` then has none until it is given.
         latent: whether a sample is a latent, which the run's data decodes.
+        units: those of the data, where the flow sees them standardised.
         weaker: the field that guidance pushes away from; None for the same network without its label.
     """
 
@@ -50,6 +52,7 @@ class TrainedFlow:
     latent: bool = False
     weaker: NetworkField | None = None
     class_counts: tuple[int, ...] | None = None
+    units: Units | None = None
 
     def guided(self, guidance: Guidance) -> TrainedField:
         """The field under guidance, classifier-free or by the weaker one.
@@ -109,6 +112,7 @@ def load_flow(run: str | Path, ema: bool = True) -> TrainedFlow:
         flow.get("paired", False),
         flow.get("latent", False),
         class_counts=tuple(flow["class_counts"]) if "class_counts" in flow else None,
+        units=Units(**flow["units"]) if "units" in flow else None,
     )
 
 

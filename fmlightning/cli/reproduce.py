@@ -1,7 +1,9 @@
 """`fmlightning reproduce RUN`: train a finished run again, and compare the results."""
 
 import argparse
+import json
 import math
+import os
 import shlex
 import signal
 import subprocess
@@ -18,7 +20,8 @@ from fmlightning.cli.argparser import Parser, console
 from fmlightning.runs.compare import Record, Row, by_the_clock, compare
 from fmlightning.runs.config_hash import config_hash
 from fmlightning.runs.directory import Run
-from fmlightning.runs.signals import EXIT_CODES
+from fmlightning.runs.segments import config_before, option, segments
+from fmlightning.runs.signals import EXIT_CODES, STOP_AFTER
 
 DESCRIPTION = """Run a finished run again, from its own config and seed, into a new directory, and compare: the rows of
 metrics.csv, the scores of evaluation.json, the weights, their average and the optimiser's state. The exit status is 0
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> int:
         again = other(run, options.against)
     else:
         again = Run(vacant(run, options.run_dir))
-        status = train(run, again, overrides)
+        status = replay(run, again, overrides)
         if status in EXIT_CODES.values():  # it was stopped, and has said how to go on
             return status
         require_end(again, status)
@@ -172,17 +175,40 @@ def vacant(run: Run, folder: Path | None) -> Path:
     return folder
 
 
-def train(run: Run, again: Run, overrides: list[str]) -> int:
+def replay(run: Run, again: Run, overrides: list[str]) -> int:
+    """Train each segment of a run with the options of then, to the step where the next one began."""
+    parts, status = segments(run.manifest), 0
+    done = len(segments(again.manifest)) - 1
+    for number in range(done, len(parts)):
+        later = parts[number + 1 :]
+        before = config_before(run.config, later)
+        changed = dict.fromkeys(name for part in later for name in part["changes"])
+        words = [f"--{name}={json.dumps(option(before, name))}" for name in changed]
+        end = later[0]["step"] if later else 0
+        status = train(run, again, [*words, *overrides], end)
+        ended = status == 0 if not end else status in (0, EXIT_CODES[signal.SIGUSR1])
+        if not ended or (end and again.manifest.get("end_step") != end):
+            break
+    return status
+
+
+def train(run: Run, again: Run, words: list[str], end: int = 0) -> int:
     """Run the command of training on the run's config; returns its exit status.
+
+    Args:
+        words: options over the config.
+        end: the step after which to stop; 0 is the end of training.
 
     Raises:
         ValueError: the data changed.
     """
     config = str(run.path / "config.yaml")
-    words = ["fit", "--config", config, "--run_dir", str(again.path), "--wandb.mode", "disabled"]
-    words += ["--ckpt_path", "auto"] if again.status != "new" else []
-    print(f"again: fmlightning {shlex.join([*words, *overrides])}", flush=True)
-    return watch([sys.executable, "-m", "fmlightning", *words, *overrides], run, again)
+    options = ["fit", "--config", config, "--run_dir", str(again.path), "--wandb.mode", "disabled"]
+    options += ["--ckpt_path", "auto"] if again.status != "new" else []
+    stop = f"{STOP_AFTER}={end} " if end else ""
+    print(f"again: {stop}fmlightning {shlex.join([*options, *words])}", flush=True)
+    command = [sys.executable, "-m", "fmlightning", *options, *words]
+    return watch(command, run, again, {**os.environ, STOP_AFTER: str(end)})
 
 
 def require_end(again: Run, status: int) -> None:
@@ -205,10 +231,12 @@ def beside(path: Path) -> Path:
     return next(p for p in map(path.with_name, names) if not p.exists())
 
 
-def watch(command: list[str], run: Run, again: Run) -> int:
+def watch(
+    command: list[str], run: Run, again: Run, environment: dict[str, str] | None = None
+) -> int:
     """Run a command to its end, or until it is seen to train on other data; return its exit status."""
     before = again.manifest.get("start")
-    with subprocess.Popen(command) as process, passing_on_signals(process):
+    with subprocess.Popen(command, env=environment) as process, passing_on_signals(process):
         try:
             while process.poll() is None and again.manifest.get("start") == before:
                 time.sleep(0.1)

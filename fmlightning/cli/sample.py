@@ -99,13 +99,17 @@ def data_of(flow: TrainedFlow, options: Any) -> FlowData | None:
     Raises:
         ValueError: a class was asked for that samples cannot choose.
     """
-    if not (flow.paired or flow.latent):
+    config = Run.open(options.run).config
+    target = config["data"].get("init_args", config["data"]).get("target") or {}
+    # a checkpoint of before does not hold the units
+    lost = flow.units is None and (target.get("init_args") or {}).get("standardize", False)
+    if not (flow.paired or flow.latent or lost):
         return None
     if flow.paired and options.label is not None:
         raise ValueError(
             f"--label {options.label}: samples of this run start from held-out x0 and have their labels; leave it out"
         )
-    return instantiate_data(Run.open(options.run).config)
+    return instantiate_data(config)
 
 
 def parse(argv: list[str]) -> Any:
@@ -225,7 +229,8 @@ def draw(
     def solve(index: Tensor, y: Tensor | None) -> Solution:
         return sample(field, flow.source, solver, index, flow.event_shape, seed=seed, y=y)
 
-    decode = as_it_is if data is None else data.decode
+    units = as_it_is if flow.units is None else flow.units.to_data
+    decode = units if data is None else data.decode
     evaluator = Evaluator(solve, device, options.batch_size, labels, decode)
     parts, nfe = [], 0
     with Progress() as progress:

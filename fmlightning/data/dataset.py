@@ -1,8 +1,7 @@
 """Any torch Dataset as training data: points, images, or whatever else is a tensor."""
 
 from collections.abc import Sequence
-from copy import copy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +83,7 @@ class DatasetData(ImageData):
 class Items(ImageDataset):
     """A torch Dataset that is read item by item; each is checked against the first one of the training set."""
 
+    indexed = ("numbers",)
     labels = None  # they come with the items
 
     def __init__(
@@ -150,11 +150,6 @@ class Items(ImageDataset):
         index = order[list(positions)]
         x, y = zip(*(self.item(int(number)) for number in index), strict=True)
         return ImageBatch(torch.stack(x), torch.tensor(y), index)
-
-    def subset(self, index: Labels) -> Self:
-        part = copy(self)
-        part.numbers = self.numbers[index]
-        return part
 
     def digest(self) -> str:
         """A digest of all numbers, and of a few items spread over the set."""

@@ -14,7 +14,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fmlightning.data.order import Batch, Blocks, EvalBatches, Shard, TrainBatches
+from fmlightning.data.order import (
+    Batch,
+    Epochs,
+    EvalBatches,
+    Order,
+    Shard,
+    TrainBatches,
+    in_blocks,
+    shared_blocks,
+)
+from fmlightning.data.points import Units
 from fmlightning.flow.keys import Key
 from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
 from fmlightning.flow.shapes import Labels
@@ -49,6 +59,12 @@ class FlowData(LightningDataModule):
 
     class_names: tuple[str, ...] = ()
 
+    order: Order | None = None
+    """The order of a finite training set; None where a data set has its own way."""
+
+    exhausted: bool = False
+    """True where a fixed set holds fewer samples than were asked for, since there are no more."""
+
     paired: bool = False
     """True where batches bring x0, the point that their x1 is reached from; else the model's source draws it."""
 
@@ -82,8 +98,10 @@ class FlowData(LightningDataModule):
         """A digest of the training data, for the manifest."""
 
     @property
-    @abstractmethod
-    def steps_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> int:
+        """The batches of an epoch, by default those of `order`."""
+        assert self.order is not None
+        return self.order.steps_per_epoch
 
     @abstractmethod
     def train_batch(self, step: int, rows: slice) -> Batch:
@@ -154,12 +172,17 @@ class FlowData(LightningDataModule):
         """Generated samples as metrics and figures take them, (B, *pixel_data.event_shape)."""
         return x
 
+    @property
+    def units(self) -> Units | None:
+        """The units of data that is standardised, which `decode` gives back; None for other data."""
+        return None
+
     def attach_to(self, parent: "FlowData") -> None:
         """Take the batch sizes, the seed and the share of the data set that this one is part of."""
         self.parent, self.seed, self.key = parent, parent.seed, parent.key
         self.batch_size, self.eval_batch_size = parent.batch_size, parent.eval_batch_size
-        if (order := getattr(self, "order", None)) is not None:
-            self.order = replace(order, batch_size=self.batch_size, key=self.key)
+        if self.order is not None:
+            self.order = replace(self.order, batch_size=self.batch_size, key=self.key)
 
     # -- processes and loaders ------------------------------------------------------------------------
 
@@ -192,11 +215,24 @@ class FlowData(LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         """This process's rows of every training batch, from where the run stands."""
         rows = self.shard.rows(self.batch_size)
-        batch: Callable[[int], Batch] = lambda n: self.train_batch(n, rows)  # noqa: E731
+        epochs = self.epochs
+
+        def batch(number: int) -> Batch:
+            return self.train_batch(epochs.place(number), rows)
+
         if self.pair is not None:
             self.end_pairs()
-            batch = self.pairs = self.pair(batch)
-        return TrainBatches(batch, self.steps_per_epoch, self.start)
+            self.pairs = self.pair(batch)
+        return TrainBatches(self.pairs or batch, self.steps_per_epoch, self.start, epochs.length)
+
+    @property
+    def epochs(self) -> Epochs:
+        """Which batches of each epoch the trainer takes: all, or as few as it is limited to."""
+        trainer: Any = (self.parent or self).trainer
+        size, limit = self.steps_per_epoch, 1.0 if trainer is None else trainer.limit_train_batches
+        limited = min(limit, size) if isinstance(limit, int) else int(size * limit)
+        # with 0 nothing trains, and no batch is asked for
+        return Epochs(size, max(1, limited), trainer is not None and trainer.overfit_batches > 0)
 
     def end_pairs(self) -> None:
         """End the threads that pair batches ahead."""
@@ -207,9 +243,14 @@ class FlowData(LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         self.end_pairs()
 
-    def eval_batches(self, split: str) -> Blocks:
-        """The samples of `eval_samples` in this process's blocks, for sets that do not fit into memory."""
-        return EvalBatches(self.eval_samples(split), self.eval_block, self.shard)
+    def eval_batches(self, split: str) -> EvalBatches:
+        """The samples of `eval_samples` in this process's blocks, no sample twice and none left out."""
+        samples = self.eval_samples(split)
+        return in_blocks(samples, self.eval_blocks(len(samples["x1"])))
+
+    def eval_blocks(self, size: int) -> tuple[Tensor, ...]:
+        """The numbers of this process's samples in each block of a fixed set."""
+        return shared_blocks(torch.arange(size), self.eval_block, self.shard)
 
     @property
     def eval_block(self) -> int:
@@ -226,15 +267,15 @@ class FlowData(LightningDataModule):
         """At least `size` of `eval_samples`, spread over the set, or all, for figures."""
         return self.eval_samples(split)
 
-    def val_dataloader(self) -> Blocks:
+    def val_dataloader(self) -> EvalBatches:
         """The held-out samples of validation, in blocks."""
         return self.eval_batches("val")
 
-    def test_dataloader(self) -> Blocks:
+    def test_dataloader(self) -> EvalBatches:
         """The held-out samples of testing, in blocks."""
         return self.eval_batches("test")
 
-    def predict_dataloader(self) -> Blocks:
+    def predict_dataloader(self) -> EvalBatches:
         """The blocks of testing, whose indices and labels `predict` generates for."""
         return self.test_dataloader()
 
@@ -248,3 +289,36 @@ class FlowData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start = state_dict["step"]
+
+
+class MadeOfImages(FlowData):
+    """Data made of images that lie in another data set: latents of them, or pairs.
+
+    Args:
+        images: the images; the batches and the seed are those given here.
+        batch_size: as in FlowData, as are the others.
+
+    Raises:
+        ValueError: the samples are no images, or are pairs already.
+    """
+
+    def __init__(self, images: FlowData, batch_size: int, eval_batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if len(images.event_shape) != 3 or images.paired:
+            raise ValueError(
+                f"data.images={type(images).__name__}: its samples must be images (C, H, W) without an x0"
+            )
+        images.attach_to(self)
+        self.images, self.num_bins = images, images.num_bins
+        self.num_classes, self.class_names = images.num_classes, images.class_names
+
+    @property
+    def pixel_data(self) -> FlowData:
+        return self.images
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.images.trainer = self.trainer
+
+    def teardown(self, stage: str) -> None:
+        self.images.teardown(stage)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -74,6 +73,33 @@ class Order:
         return permutation(self.size, self.key.fold("epoch", epoch))
 
 
+@dataclass(frozen=True)
+class Epochs:
+    """The steps of the data that a run takes, where its epochs may be shorter.
+
+    Args:
+        size: steps of the data in an epoch.
+        length: those that are taken of each, the first ones.
+        repeated: whether they are taken of the first epoch every time, as for overfitting.
+    """
+
+    size: int
+    length: int
+    repeated: bool = False
+
+    def place(self, number: int) -> int:
+        """The step of the data that a run's batch is of."""
+        if self.length == self.size and not self.repeated:
+            return number
+        epoch, position = divmod(number, self.length)
+        return position if self.repeated else epoch * self.size + position
+
+    def after(self, place: int) -> int:
+        """The step of the data that is taken after another."""
+        epoch, position = divmod(place, self.size)
+        return self.place(epoch * self.length + position + 1)
+
+
 @lru_cache(maxsize=2)  # of a million samples it takes as long as a training step
 def permutation(size: int, key: Key) -> Tensor:
     return torch.randperm(size, generator=key.generator())
@@ -108,43 +134,55 @@ class TrainBatches:
         batch: this process's batch of a step.
         steps_per_epoch: length of an epoch.
         start: the first step, for a resumed run.
+        limit: the batches of an epoch that are given; None for all.
     """
 
-    def __init__(self, batch: Callable[[int], Batch], steps_per_epoch: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        batch: Callable[[int], Batch],
+        steps_per_epoch: int,
+        start: int = 0,
+        limit: int | None = None,
+    ) -> None:
         self.batch, self.steps_per_epoch, self.step = batch, steps_per_epoch, start
+        self.limit = limit or steps_per_epoch
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        for _ in range(self.step % self.steps_per_epoch, self.steps_per_epoch):
+        for _ in range(self.step % self.limit, self.limit):
             batch = self.batch(self.step)
             self.step += 1
             yield batch
 
 
-class Blocks(Protocol):
-    """Batches of a fixed set, with a length."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-
+@dataclass(frozen=True)
 class EvalBatches:
-    """A fixed set in fixed blocks, each shared out over the processes: no sample twice, none left out.
+    """A fixed set in blocks that are made as they are asked for, as often as they are.
 
     A batch carries `index`, the position of each sample, from which its noise and time are keyed.
+
+    Args:
+        size: how many blocks.
+        batches: all of them.
     """
 
-    def __init__(self, samples: Batch, batch_size: int, shard: Shard) -> None:
-        size = len(samples["x1"])
-        self.samples = {**samples, "index": torch.arange(size)}
-        self.blocks = shared_blocks(torch.arange(size), batch_size, shard)
+    size: int
+    batches: Callable[[], Iterator[Batch]]
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return self.size
 
     def __iter__(self) -> Iterator[Batch]:
-        for block in self.blocks:
-            yield {name: value[block] for name, value in self.samples.items()}
+        return self.batches()
+
+
+def in_blocks(samples: Batch, blocks: Sequence[Tensor]) -> EvalBatches:
+    """Samples that are all in memory, by the numbers of each block."""
+
+    def batches() -> Iterator[Batch]:
+        for block in blocks:
+            yield {name: value[block] for name, value in samples.items()} | {"index": block}
+
+    return EvalBatches(len(blocks), batches)

@@ -1,7 +1,9 @@
 """Points of one's own, read from a file: as data or as the source, like any toy distribution."""
 
+import copy
 import csv
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,31 @@ SHARES = {"train": (0.0, 0.8), "reference": (0.0, 0.8), "val": (0.8, 0.9), "test
 """The part of the rows, in a fixed random order, that each split draws from."""
 
 
+LARGEST = 1e18
+"""The largest number whose square, and the sum of some squares, is one of float32 too."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of data that a flow sees standardised: data = mean + std * x, column by column."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Points in the units of the data, (B, D)."""
+        return x.new_tensor(self.mean) + x.new_tensor(self.std) * x
+
+    def from_data(self, x: Tensor) -> Tensor:
+        """Standardised points, (B, D)."""
+        return (x - x.new_tensor(self.mean)) / x.new_tensor(self.std)
+
+    @property
+    def log_det(self) -> float:
+        """log |d data / dx| in nats: what a log-density is lower by in the units of the data."""
+        return float(np.log(self.std).sum())
+
+
 class PointsFile(Source):
     """The rows of a .npy or .csv file, each as likely as any other.
 
@@ -25,7 +52,8 @@ class PointsFile(Source):
 
     Args:
         file: an array (N, D), or a table of numbers with commas between and, if it has one, a line of names.
-        standardize: whether each column is shifted and scaled to mean 0 and standard deviation 1.
+        standardize: whether training sees each column shifted and scaled to mean 0 and standard deviation 1; samples,
+            scores, likelihoods and figures are in the units of the file all the same.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,8 +65,16 @@ class PointsFile(Source):
     def __init__(self, file: str, standardize: bool = False) -> None:
         self.file, self.standardize = file, standardize
         points = read(Path(file).expanduser())
-        if standardize:
-            points = standardized(points, file)
+        limit = float(np.finfo(np.float32).max) if standardize else LARGEST
+        if (largest := np.abs(points).max()) > limit:
+            raise ValueError(
+                f"file={file} holds {largest:.3g}, and float32 takes at most {limit:.3g} here; give its columns in "
+                "other units" + ("" if standardize else ", or set standardize=true")
+            )
+        self.units = units_of(points, file) if standardize else None
+        """The units of the file, where points are standardised."""
+        if self.units:
+            points = (points - np.array(self.units.mean)) / np.array(self.units.std)
         self.points = torch.from_numpy(points)
         self.event_shape = (points.shape[1],)
 
@@ -54,10 +90,13 @@ class PointsFile(Source):
     def part(self, split: str) -> "PointsFile":
         n, (low, high) = len(self.points), SHARES[split]
         order = torch.randperm(n, generator=Key(0).fold("points file").generator())
-        part = PointsFile.__new__(PointsFile)
-        part.__dict__.update(self.__dict__)
+        part = copy.copy(self)
         part.points = self.points[order[round(n * low) : round(n * high)]]
         return part
+
+    def in_data_units(self) -> "PointsFile":
+        """The rows as the file has them."""
+        return PointsFile(self.file)
 
 
 def read(path: Path) -> np.ndarray:
@@ -119,10 +158,15 @@ def numeric(row: list[str]) -> bool:
         return False
 
 
-def standardized(points: np.ndarray, file: str) -> np.ndarray:
+def units_of(points: np.ndarray, file: str) -> Units:
+    """Mean and standard deviation of each column.
+
+    Raises:
+        ValueError: a column is constant.
+    """
     std = points.std(0)
     if not (std > 0).all():
         raise ValueError(
             f"standardize=true: column {int(std.argmin())} (from 0) of {file} is constant; leave it out"
         )
-    return (points - points.mean(0)) / std
+    return Units(tuple(points.mean(0).tolist()), tuple(std.tolist()))

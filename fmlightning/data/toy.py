@@ -1,11 +1,13 @@
 """Toy data in the plane."""
 
 import hashlib
+from functools import cached_property
 
 import torch
 
 from fmlightning.data.module import FlowData
 from fmlightning.data.order import Batch, Order, steps_per_draw
+from fmlightning.data.points import PointsFile, Units
 from fmlightning.flow.keys import Key
 from fmlightning.flow.sources import Source
 from fmlightning.flow.toys import Moons
@@ -14,14 +16,15 @@ from fmlightning.flow.toys import Moons
 class ToyData(FlowData):
     """A toy distribution, drawn afresh at every step, or a finite sample of it.
 
-    Validation and test are fixed samples of the distribution, drawn from their own keys.
+    Validation and test are fixed samples of the distribution, drawn from their own keys; of the rows of a file, each
+    at most once.
 
     Args:
         target: the distribution of the data.
         batch_size: samples in a training step, over all processes.
         train_size: size of a finite training set; null draws new points at every step.
-        val_size: held-out points for validation.
-        test_size: held-out points for testing.
+        val_size: held-out points for validation; of a file, as many rows as it has for that.
+        test_size: held-out points for testing; likewise.
         steps_per_epoch: length of an epoch where the data never ends.
         eval_batch_size: samples in a block of validation or testing.
         seed: of the points and their order; the command line sets it to `seed_everything`.
@@ -50,18 +53,55 @@ class ToyData(FlowData):
             raise ValueError(f"data.steps_per_epoch={steps_per_epoch} must be at least 1")
         self.target, self.trained_on = target, target.part("train")
         self.event_shape = target.event_shape
-        self.sizes = {"val": val_size, "test": test_size, "reference": test_size}
+        sizes = {"val": val_size, "test": test_size, "reference": test_size}
+        self.sizes = {split: min(n, self.rows(split) or n) for split, n in sizes.items()}
+        self.exhausted = self.sizes["test"] < test_size
         self.endless_steps = steps_per_epoch
-        self.order: Order | None = None
         self.cached: tuple[tuple[int, int, int], torch.Tensor] | None = None
         if train_size is not None:
+            if train_size > (self.rows("train") or train_size):
+                raise ValueError(
+                    f"data.train_size={train_size}: {target} has {self.rows('train')} for training; choose at most "
+                    "that, or null, which draws from all of them"
+                )
             self.order = Order(train_size, batch_size, self.key)
             self.points = self.draw("train", train_size)
 
     def draw(self, split: str, size: int) -> torch.Tensor:
         """The fixed sample of a split; it does not depend on the seed of the run."""
+        if isinstance(part := self.target.part(split), PointsFile):
+            return part.points[:size].float()  # which are in random order
         streams = Key(0).fold("toy", split).streams(torch.arange(size))
-        return self.target.part(split).sample_keyed(streams, self.event_shape)
+        return part.sample_keyed(streams, self.event_shape)
+
+    def rows(self, split: str) -> int | None:
+        """How many different points a split has; None for no end of them."""
+        part = self.target.part(split)
+        return len(part.points) if isinstance(part, PointsFile) else None
+
+    @property
+    def units(self) -> Units | None:
+        return getattr(self.target, "units", None)
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.units is None else self.units.to_data(x)
+
+    @cached_property
+    def pixel_data(self) -> FlowData:
+        """Itself, or the same points in the units of their file."""
+        if not isinstance(self.target, PointsFile) or self.units is None:
+            return self
+        size = None if self.order is None else self.order.size
+        data = ToyData(
+            self.target.in_data_units(),
+            self.batch_size,
+            size,
+            self.sizes["val"],
+            self.sizes["test"],
+        )
+        data.sizes = self.sizes
+        data.attach_to(self)
+        return data
 
     @property
     def splits(self) -> dict[str, str]:
@@ -80,7 +120,7 @@ class ToyData(FlowData):
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.endless_steps if self.order is None else self.order.steps_per_epoch
+        return self.endless_steps if self.order is None else super().steps_per_epoch
 
     def train_batch(self, step: int, rows: slice) -> Batch:
         if self.order is not None:

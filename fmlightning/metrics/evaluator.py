@@ -159,11 +159,23 @@ def of_model(metrics: Iterable[FlowMetric]) -> list[ModelMetric]:
     return [metric for metric in metrics if isinstance(metric, ModelMetric)]
 
 
-def fit_reference(metrics: Iterable[FlowMetric], real: ReferenceData, device: torch.device) -> None:
-    """Give every metric the real samples."""
+def fit_reference(
+    metrics: Iterable[FlowMetric],
+    real: ReferenceData,
+    device: torch.device,
+    own: ReferenceData | None = None,
+) -> None:
+    """Give every metric the real samples.
+
+    Args:
+        metrics: of samples or of the model.
+        real: what samples are compared with, after decoding.
+        device: of the metrics.
+        own: the data as the model sees them, for its own metrics; None where they are the same.
+    """
     for metric in metrics:
         metric.to(device)
-        metric.fit_reference(real)
+        metric.fit_reference(own if own is not None and isinstance(metric, ModelMetric) else real)
 
 
 def evaluate_model(
@@ -200,6 +212,8 @@ def check_metrics(metrics: Iterable[FlowMetric], data: SampledData) -> None:
     """
     held_out = data.pixel_data.shapes("test")
     for metric in metrics:
+        if getattr(data, "exhausted", False):
+            metric.shrink(len(held_out["x1"]))
         metric.check(held_out["x1"], held_out.get("y"), data.num_bins)
         if isinstance(metric, ModelMetric) and data.pixel_data.event_shape != data.event_shape:
             raise ValueError(

@@ -200,8 +200,11 @@ def streamlines(
 ) -> None:
     """The lines of the velocity at one time, darker where it is faster."""
     left, right, bottom, top = limits
-    x, y = torch.linspace(left, right, 40), torch.linspace(bottom, top, 40)
-    grid = torch.cartesian_prod(x, y).to(device)
+    # in float64: matplotlib wants even steps, far from the origin too
+    x, y = (
+        torch.linspace(*ends, 40, dtype=torch.float64) for ends in ((left, right), (bottom, top))
+    )
+    grid = torch.cartesian_prod(x, y).to(device, torch.get_default_dtype())
     v = field(grid, torch.tensor(time, device=device)).cpu().unflatten(0, (40, 40)).transpose(0, 1)
     speed = v.norm(dim=-1)
     axis.streamplot(
@@ -221,5 +224,6 @@ def frame(*clouds: Points) -> tuple[float, float, float, float]:
 
 def finish(axis: Axes, title: str, limits: tuple[float, float, float, float]) -> None:
     axis.set(xlim=limits[:2], ylim=limits[2:], xticks=[], yticks=[])
-    axis.set_aspect("equal")
+    sides = sorted((limits[1] - limits[0], limits[3] - limits[2]))
+    axis.set_aspect("equal" if sides[1] < 20 * sides[0] else "auto")  # columns of unlike units
     axis.set_title(title, fontsize=10)

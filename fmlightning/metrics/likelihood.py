@@ -20,6 +20,7 @@ from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
 from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 from fmlightning.metrics.metric import ModelMetric, by_name
+from fmlightning.metrics.reference import ReferenceData
 
 
 class NegativeLogLikelihood(ModelMetric):
@@ -28,6 +29,7 @@ class NegativeLogLikelihood(ModelMetric):
     Beside it `nll_difference`, the most that a tenth of the tolerances changed for one sample, and for data with
     a known density `nll_floor`, the entropy, `kl`, how far the model is above it, and the standard error
     `kl_se`. All are of the same points. The score of real samples is the floor.
+    A likelihood of standardised points is given in the units of the data, log |det| of their scale added.
 
     Args:
         size: how many held-out points.
@@ -59,6 +61,7 @@ class NegativeLogLikelihood(ModelMetric):
         self.size, self.batch_size, self.within = size, batch_size, within
         self.solver = ODESolver(method, rtol=rtol, atol=atol)
         self.divergence = divergence
+        self.log_det = 0.0
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def prepare(
@@ -71,6 +74,11 @@ class NegativeLogLikelihood(ModelMetric):
         self.held_out = held_out[: self.size]
         self.labels = labels[1][: self.size] if labels else None
         self.num_bins = num_bins
+
+    def fit_reference(self, real: ReferenceData) -> None:
+        super().fit_reference(real)
+        units = getattr(real, "units", None)
+        self.log_det = 0.0 if units is None else units.log_det
 
     def update(self, values: Tensor) -> None:
         """Take the numbers that `score` gives for some points, (B, 3)."""
@@ -120,7 +128,7 @@ class NegativeLogLikelihood(ModelMetric):
                 stacklevel=1,
             )
             return scores
-        scores["nll"] = -float(log_p.mean())
+        scores["nll"] = self.log_det - float(log_p.mean())
         if self.num_bins is not None:
             dims = self.held_out[0].numel()
             scores["bits_per_dimension"] = float(

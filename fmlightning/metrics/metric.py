@@ -86,6 +86,13 @@ class FlowMetric(Metric):
             ValueError: the data do not suit this metric.
         """
 
+    def shrink(self, found: int) -> None:
+        """Want fewer real samples, where the data have no more; by default what is wanted stays, and is checked.
+
+        Args:
+            found: the held-out samples that there are.
+        """
+
     @abstractmethod
     def compute(self) -> dict[str, float]: ...
 

@@ -8,6 +8,8 @@ n^(-1/2). So it is given with that size, and beside the distance between two sam
 Source: Peyre and Cuturi 2019, Computational Optimal Transport, arXiv:1803.00567.
 """
 
+import warnings
+
 import ot
 import torch
 from torch import Tensor
@@ -27,8 +29,8 @@ class Wasserstein(SampleMetric):
     """The 2-Wasserstein distance to the data: `w2`, its spread over subsets `w2_std`, and the floor.
 
     Args:
-        subsets: number of disjoint subsets.
-        size: samples in each.
+        subsets: number of disjoint subsets; fewer of them where a file has fewer rows, which is warned of.
+        size: samples in each; at most those rows.
     """
 
     higher_is_better = by_name(w2=False)
@@ -62,6 +64,19 @@ class Wasserstein(SampleMetric):
                 f"evaluation.metrics: Wasserstein needs subsets x size = {self.num_samples} real samples and the data "
                 f"has {len(held_out)}; choose fewer or a larger data.test_size"
             )
+
+    def shrink(self, found: int) -> None:
+        """Compare with fewer real samples, where there are no more; subsets keep their size as far as they can."""
+        if found >= self.num_samples:
+            return
+        wanted, self.size = f"{self.subsets} of {self.size}", min(self.size, found)
+        self.subsets = found // self.size
+        self.num_samples = self.subsets * self.size
+        warnings.warn(
+            f"evaluation.metrics: the data has {found} different real samples for testing and no more: w2 is of "
+            f"subsets x size = {self.subsets} of {self.size} and not {wanted}",
+            stacklevel=1,
+        )
 
     def distances(self, x: Points) -> torch.Tensor:
         """The distance of each subset to one of held-out data."""

@@ -35,6 +35,9 @@ NOT_A_RESULT = (
     "download",
 )
 
+NULL_AS_BEFORE = ("background", "has_splits")
+"""Options that are younger than some runs: null is what those were trained with, and changes no name."""
+
 
 def config_hash(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits for everything in a resolved config that changes the result of training."""
@@ -56,5 +59,9 @@ def result_parts(config: dict[str, Any]) -> dict[str, Any]:
 def prune(value: Any) -> Any:
     """A config without what only says where or how fast."""
     if isinstance(value, dict):
-        return {k: prune(v) for k, v in value.items() if k not in NOT_A_RESULT}
+        return {
+            k: prune(v)
+            for k, v in value.items()
+            if k not in NOT_A_RESULT and not (v is None and k in NULL_AS_BEFORE)
+        }
     return value

@@ -5,12 +5,15 @@ and after a crash of the machine too, its name stands for the old file or the ne
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def unfinished(path: Path) -> Path:
@@ -20,8 +23,8 @@ def unfinished(path: Path) -> Path:
 
 def is_unfinished(path: Path) -> bool:
     """True for a file that was left by a write which was killed."""
-    hidden = path.name.startswith(".") and path.suffix == ".tmp"
-    return hidden and path.is_file() and not path.is_symlink()
+    named = UNFINISHED.fullmatch(path.name)
+    return bool(named) and path.is_file() and not path.is_symlink()
 
 
 @contextmanager

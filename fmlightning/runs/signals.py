@@ -24,6 +24,10 @@ EXIT_CODES = {
 }
 
 
+STOP_AFTER = "FMLIGHTNING_STOP_AFTER"
+"""A step after which a run stops as if it was sent USR1: how `reproduce` repeats one that was stopped there."""
+
+
 @dataclass
 class SignalState:
     """The signals of this process; 0 is none.

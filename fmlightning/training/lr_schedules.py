@@ -9,6 +9,7 @@ Loshchilov & Hutter 2017                 Cosine(warmup_steps)
 """
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -28,6 +29,21 @@ class LRSchedule(LRScheduler):
     def end_at(self, total_steps: int) -> None:
         """Set the step at which the decay ends: the module passes the run's own."""
         self.total_steps = total_steps
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the step from a checkpoint: the rate, the length and the shape are those of the command line."""
+        super().load_state_dict({**state_dict, **{k: vars(self)[k] for k in self.own()}})
+
+    def own(self) -> list[str]:
+        """The names of what a schedule is made with."""
+        counters = (
+            "last_epoch",
+            "_step_count",
+            "_is_initial",
+            "_get_lr_called_within_step",
+            "_last_lr",
+        )
+        return [k for k in vars(self) if k not in ("optimizer", *counters)]
 
     def factor(self, progress: float) -> float:
         """The factor of the learning rate after the fraction `progress` of the steps behind the warm-up."""

@@ -6,7 +6,7 @@ Each arrow is one call with one owner. Every random number is keyed by (seed, st
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -168,7 +168,7 @@ class FlowMatching(LightningModule):
         self.event_shape, self.num_classes = data.event_shape, data.num_classes
         self.num_bins, self.batch_size = data.num_bins, data.batch_size
         self.class_counts = data.class_counts
-        self.latent = data.pixel_data.event_shape != data.event_shape
+        self.latent, self.units = data.pixel_data.event_shape != data.event_shape, data.units
         given = self.recipe.source
         if data.paired:
             self.recipe = replace(self.recipe, source=data.source_points)
@@ -296,4 +296,5 @@ class FlowMatching(LightningModule):
             "num_bins": self.num_bins,
             "paired": self.recipe.source.paired,
             "latent": self.latent,
+            **({"units": asdict(self.units)} if self.units else {}),
         }

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import warm
 
 
 def bench(repository, *flags):
@@ -16,8 +17,8 @@ def bench(repository, *flags):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_without_a_gpu_it_says_so_in_one_line(repository):
-    done = bench(repository)
+def test_without_a_gpu_it_says_so_in_one_line():
+    done = warm.run([sys.executable, "benchmarks/gpu.py"])
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("bench-gpu: torch finds no GPU here")
     assert done.stdout == ""

@@ -76,7 +76,8 @@ def test_a_decay_of_training_is_written_as_it_was(fit, fmlightning, tmp_path):
 def test_a_resumed_run_has_the_snapshots_of_one_that_was_not_stopped(fit, trained, tmp_path, step):
     whole, on = trained(*SMALL, name="whole"), tmp_path / "on"
     (on / "ema").mkdir(parents=True)
-    (on / "ema" / ".00000035.pt.1.tmp").write_bytes(b"half")  # as a kill leaves it
+    (on / "manifest.json").write_text('{"status": "new", "config_hash": ""}')
+    (on / "ema" / ".00000035.pt.1a2b3c4d.tmp").write_bytes(b"half")  # as a kill leaves it
     fit(*SMALL, f"--ckpt_path={whole / 'checkpoints' / f'{step:08d}.ckpt'}", name="on")
     assert not list((on / "ema").glob(".*.tmp"))
     expected = [found for found in snapshots(whole) if found[0] > step]
@@ -128,6 +129,7 @@ def test_a_damaged_snapshot_is_named(trained, fmlightning):
 
 def test_an_average_that_begins_with_the_run_cannot_begin_later(fit, fmlightning, tmp_path):
     run = fit(*SMALL, "--ema.sigma_rel=null")
+    (run / "config.yaml").unlink()  # else it is refused as another run's
     status, shown = fmlightning(
         "fit", "--config", "configs/toy/moons.yaml", *SMALL[1:], "--wandb.mode=disabled", "--trainer.accelerator=cpu",
         f"--run_dir={tmp_path / 'late'}", f"--ckpt_path={run / 'checkpoints' / '00000015.ckpt'}",

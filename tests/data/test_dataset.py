@@ -161,7 +161,7 @@ def test_a_config_names_it_and_a_run_goes_on_exactly_with_any_number_of_workers(
     monkeypatch.syspath_prepend(tmp_path)
     options = (
         "--data=DatasetData", "--data.train=mine.Ring", "--data.train.size=128", "--data.test_size=32",
-        "--data.batch_size=16", "--allow=mine", "--model.scheduler=null", "--evaluation.judges=[]",
+        "--data.batch_size=16", "--allow=mine", "--model.scheduler=null", "--evaluation.metrics=[]",
         "--checkpoints.every_n_train_steps=5",
     )  # fmt: skip
     weights = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmlightning.data.images.digits import DigitsData
-from fmlightning.data.order import EvalBatches, Order, Shard
+from fmlightning.data.order import Order, Shard, in_blocks, shared_blocks
 from fmlightning.data.toy import ToyData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise, quantise
@@ -35,7 +35,7 @@ def test_held_out_samples_are_seen_once_each(world_size):
     seen = [
         b["index"]
         for r in range(world_size)
-        for b in EvalBatches(samples, 10, Shard(r, world_size))
+        for b in in_blocks(samples, shared_blocks(torch.arange(103), 10, Shard(r, world_size)))
     ]
     assert torch.cat(seen).sort().values.tolist() == list(range(103))
 

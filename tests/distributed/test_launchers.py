@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 REPOSITORY = Path(__file__).parents[2]
 FIT = (sys.executable, "-m", "fmlightning", "fit")
@@ -128,10 +129,11 @@ def test_a_signal_to_a_process_that_lightning_started_stops_both(start, tmp_path
     assert not alive(second)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(start, tmp_path):
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     run = tmp_path / "run"
-    status, shown = end(start([*FIT, *TOY, *CPU2, "--data.batch_size=33", f"--run_dir={run}"]))
-    assert status == 2
+    done = warm.run([*FIT, *TOY, *CPU2, "--data.batch_size=33", f"--run_dir={run}"])
+    shown = done.stdout + done.stderr
+    assert done.returncode == 2
     assert "data.batch_size=33" in shown
     assert shown.count("2 processes") == 1  # it is said before the second is started
     assert not run.exists()

@@ -28,10 +28,12 @@ def site(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_every_link_leads_somewhere(site):
     assert not list(broken(site))
 
 
+@pytest.mark.slow
 def test_every_module_has_a_page(site):
     for file in (ROOT / "fmlightning").rglob("*.py"):
         name = file.relative_to(ROOT).with_suffix("")
@@ -41,6 +43,7 @@ def test_every_module_has_a_page(site):
         assert (site / "api" / f"{page}.html").is_file(), page
 
 
+@pytest.mark.slow
 def test_every_experiment_is_in_the_gallery_with_its_pictures(site):
     gallery = (site / "gallery.html").read_text()
     for readme in (ROOT / "experiments").glob("*/README.md"):
@@ -50,11 +53,13 @@ def test_every_experiment_is_in_the_gallery_with_its_pictures(site):
             assert (site / "experiments" / name / picture).is_file(), picture
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site):
     for page in [*site.glob("*.html"), *site.glob("experiments/**/*.html")]:
         assert not re.search(r'(src|<link[^>]*href)="https?:', page.read_text()), page
 
 
+@pytest.mark.slow
 def test_the_docstrings_equations_stay_as_they_are_typed(site):
     page = (site / "api/fmlightning/flow/couplings.html").read_text()
     assert "P = argmin &lt;P, C&gt; - reg H(P)" in re.sub(r"<[^>]+>", "", page)

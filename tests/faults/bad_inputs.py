@@ -437,7 +437,8 @@ RUNS = {
         (*MOONS, "--run_dir=configs", "--rerun=true"), ("run_dir=configs", "no run")
     ),
     "run is finished": Row(
-        ("fit", "--config", "{run}/config.yaml"), ("finished", "fmlightning show", "--rerun")
+        ("fit", "--config", "{run}/config.yaml", "--run_dir={run}"),
+        ("finished", "fmlightning show", "--rerun"),
     ),
     "no checkpoint of that name": Row(
         (*MOONS, "--ckpt_path={tmp}/none.ckpt"), ("none.ckpt", "no such checkpoint")

@@ -169,6 +169,7 @@ def test_it_is_chosen_by_name_for_labelled_images_too(fit):
         "--model.objective.divergence=hutchinson", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
         "--data.batch_size=8", "--model.network.channels=8", "--model.network.head_channels=8",
         "--model.network.dropout=0", "--evaluation.metrics=[]", "--trainer.log_every_n_steps=1",
+        "--data.eval_batch_size=32", "--trainer.limit_val_batches=1",
     )  # fmt: skip
     last = rows_of(run)[-1]
     # the first prediction is rest, whose likelihood is that of the source: about D (ln 2 pi + E x^2) / 2

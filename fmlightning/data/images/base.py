@@ -22,9 +22,9 @@ from fmlightning.data.images.datasets import (
     hold_out,
     spread,
 )
-from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader
+from fmlightning.data.images.prefetch import FixedReader, ReadAhead, TrainReader, one_more
 from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
+from fmlightning.data.order import Batch, Epochs, EvalBatches, Order
 from fmlightning.flow.keys import Key
 from fmlightning.flow.pixels import dequantise
 from fmlightning.flow.shapes import Labels
@@ -108,7 +108,7 @@ class ImageData(FlowData):
         super().__init__(batch_size, eval_batch_size, seed)
         self.flip, self.dequantise = flip, dequantise
         sets, names, self.reading = collection.sets, collection.names, collection.reading
-        self.ahead: tuple[slice, ReadAhead] | None = None
+        self.ahead: tuple[tuple[slice, Epochs], ReadAhead] | None = None
         self.bad: set[str] = set()
         self.sets = dict(sets)
         if val_size:
@@ -121,7 +121,7 @@ class ImageData(FlowData):
             self.check_labels(len(names))
         self.num_classes = len(self.class_names)
         self.event_shape = self.sets["train"].shape
-        self.order = Order(len(self.sets["train"]), batch_size, self.key)
+        self.order: Order = Order(len(self.sets["train"]), batch_size, self.key)
 
     def check_labels(self, classes: int) -> None:
         for name, images in self.sets.items():
@@ -130,7 +130,12 @@ class ImageData(FlowData):
                     f"data.labelled=true: {self.title} has no labels for {name}; set data.labelled=false"
                 )
             low, high = int(images.labels.min()), int(images.labels.max())
-            if low < 0 or high >= classes:
+            if low < 0:
+                raise ValueError(
+                    f"data.labelled=true: {self.title} has images without a label in {name}, marked {low}; set "
+                    "data.labelled=false, or take another split for it"
+                )
+            if high >= classes:
                 raise ValueError(
                     f"{self.title}: the labels of {name} run from {low} to {high}, and there are {classes} classes; "
                     "its files are of another data set, or damaged"
@@ -153,10 +158,6 @@ class ImageData(FlowData):
     def fingerprint(self) -> str:
         return hashlib.sha256(self.sets["train"].digest().encode()).hexdigest()
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
-
     # -- training -------------------------------------------------------------------------------
 
     def train_batch(self, step: int, rows: slice) -> Batch:
@@ -169,22 +170,39 @@ class ImageData(FlowData):
         images = self.sets["train"]
         if isinstance(images, InMemoryImages):
             return TrainReader(images.on(self.device), self.order, rows, False).read
-        if self.ahead is None or self.ahead[0] != rows:
+        now = rows, self.epochs
+        if self.ahead is None or self.ahead[0] != now:
             reader = TrainReader(images, self.order, rows, self.reading.skip)
-            self.ahead = rows, self.read_ahead(reader)
+            self.ahead = now, self.read_ahead(reader, after=self.epochs.after)
         return self.ahead[1]
 
-    def read_ahead(self, reader: TrainReader | FixedReader, end: int | None = None) -> ReadAhead:
-        return ReadAhead(reader, self.reading.num_workers, end, pin=self.device.type == "cuda")
+    def read_ahead(
+        self,
+        reader: TrainReader | FixedReader,
+        end: int | None = None,
+        after: Callable[[int], int] = one_more,
+    ) -> ReadAhead:
+        pin = self.device.type == "cuda"
+        return ReadAhead(reader, self.reading.num_workers, end, pin, after)
 
     def teardown(self, stage: str) -> None:
         self.ahead = None  # its workers end
 
     # -- held-out images ------------------------------------------------------------------------
 
-    def eval_batches(self, split: str) -> Blocks:
-        index = torch.arange(len(self.split(split)))
-        return ImageBlocks(self, split, shared_blocks(index, self.eval_block, self.shard))
+    def eval_batches(self, split: str) -> EvalBatches:
+        return self.fixed(split, self.eval_blocks(len(self.split(split))))
+
+    def fixed(self, split: str, blocks: tuple[Tensor, ...]) -> EvalBatches:
+        """Some blocks of a fixed set."""
+
+        def batches() -> Iterator[Batch]:
+            read, noise = self.fixed_reader(split, blocks), Key(0).fold("dequantise", split)
+            for number in range(len(blocks)):
+                block = self.warn_corrupt(read(number))
+                yield self.points(block, noise) | {"index": block.index.to(self.device)}
+
+        return EvalBatches(len(blocks), batches)
 
     def eval_samples(self, split: str) -> Batch:
         return self.collect(split, torch.arange(len(self.split(split))))
@@ -200,7 +218,7 @@ class ImageData(FlowData):
 
     def collect(self, split: str, index: Tensor) -> Batch:
         """Some images of a fixed set, on the CPU."""
-        blocks = ImageBlocks(self, split, index.split(self.eval_batch_size))
+        blocks = self.fixed(split, index.split(self.eval_batch_size))
         parts = [{name: value.cpu() for name, value in batch.items()} for batch in blocks]
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "index"}
 
@@ -262,20 +280,3 @@ class ImageData(FlowData):
                 if n <= NAMED or n & (n - 1) == 0:
                     warnings.warn(f"{name}; skipped, {n} so far", stacklevel=1)
         return block
-
-
-class ImageBlocks:
-    """A fixed set in blocks that are read as they are asked for, with the `index` of each sample."""
-
-    def __init__(self, data: ImageData, split: str, blocks: tuple[Tensor, ...]) -> None:
-        self.data, self.split, self.blocks = data, split, blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __iter__(self) -> Iterator[Batch]:
-        read = self.data.fixed_reader(self.split, self.blocks)
-        noise = Key(0).fold("dequantise", self.split)
-        for number in range(len(self.blocks)):
-            block = self.data.warn_corrupt(read(number))
-            yield {**self.data.points(block, noise), "index": block.index.to(self.data.device)}

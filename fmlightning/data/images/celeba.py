@@ -7,7 +7,7 @@ import torch
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
 from fmlightning.data.images.datasets import ImageDataset, ImageFiles
-from fmlightning.data.images.decode import Decoder
+from fmlightning.data.images.decode import Background, Decoder
 from fmlightning.data.images.download import absent, data_root, verify
 from fmlightning.flow.shapes import Labels
 
@@ -32,6 +32,7 @@ class CelebAData(ImageData):
         root: folder of the data sets; null is $FMLIGHTNING_DATA or `data`.
         image_size: side of the images.
         crop: side of the central square that is cut out before shrinking; null for all of the width.
+        background: black or white, the colour that transparent pixels are put on; null refuses such images.
         label: what y is: an attribute such as `Smiling` (two classes), `identity`, or null for no labels.
         on_corrupt: `fail` stops at a file that is no image and names it; `skip` names it, and takes the next good
             image of the epoch's order in its place.
@@ -47,6 +48,7 @@ class CelebAData(ImageData):
         root: str | None = None,
         image_size: int = 64,
         crop: int | None = 140,
+        background: Background | None = None,
         label: str | None = None,
         on_corrupt: OnCorrupt = "fail",
         num_workers: int = 2,
@@ -67,7 +69,7 @@ class CelebAData(ImageData):
             raise absent(self.title, missing, f"Fetch it from {PAGE} and put it there")
         published = {name: md5 for _, md5, name in datasets.CelebA.file_list}
         verify(self.title, [(folder / name, published[name]) for name in needed[:-1]])
-        decoder = Decoder(image_size, crop=crop)
+        decoder = Decoder(image_size, 3, crop, background)
         if image_size > (crop or 178):
             raise ValueError(
                 f"data.image_size={image_size}: the crop of the faces is {crop or 178} pixels wide; choose at most that"

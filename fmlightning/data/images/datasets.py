@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -48,8 +49,17 @@ class ImageDataset(ABC):
             BadImage: it cannot be read.
         """
 
-    @abstractmethod
-    def subset(self, index: Labels) -> Self: ...
+    indexed: tuple[str, ...] = ("labels",)
+    """Its attributes that have an entry for each image."""
+
+    def subset(self, index: Labels) -> Self:
+        part = copy(self)
+        for name in self.indexed:
+            if (value := getattr(self, name)) is not None:
+                setattr(
+                    part, name, value[index.numpy() if isinstance(value, np.ndarray) else index]
+                )
+        return part
 
     @abstractmethod
     def digest(self) -> str:
@@ -85,6 +95,8 @@ class ImageDataset(ABC):
 class InMemoryImages(ImageDataset):
     """Images held as one tensor of bytes, (N, C, H, W)."""
 
+    indexed = ("pixels", "labels")
+
     def __init__(self, pixels: UInt8[Tensor, "N C H W"], labels: Labels | None) -> None:
         self.pixels, self.labels = pixels, labels
         _, channels, height, width = pixels.shape
@@ -95,9 +107,6 @@ class InMemoryImages(ImageDataset):
 
     def image(self, number: int) -> Tensor:
         return self.pixels[number]
-
-    def subset(self, index: Labels) -> Self:
-        return type(self)(self.pixels[index], None if self.labels is None else self.labels[index])
 
     def digest(self) -> str:
         return digest(self.pixels, self.labels)
@@ -126,6 +135,8 @@ class ImageFiles(ImageDataset):
         decoder: how a file becomes pixels.
     """
 
+    indexed = ("names", "labels")
+
     def __init__(
         self, folder: str, names: Sequence[str], labels: Labels | None, decoder: Decoder
     ) -> None:
@@ -144,15 +155,12 @@ class ImageFiles(ImageDataset):
         path = self.path(number)
         return self.decoder(path, path)
 
-    def subset(self, index: Labels) -> Self:
-        chosen = type(self)(self.folder, [], None, self.decoder)
-        chosen.names = self.names[index.numpy()]
-        chosen.labels = None if self.labels is None else self.labels[index]
-        return chosen
-
     def digest(self) -> str:
         """A digest of all names and labels, and of the bytes of a few files spread over the set."""
-        total = hashlib.sha256(repr(self.decoder).encode() + b"\0".join(self.names.tolist()))
+        total = hashlib.sha256(
+            f"{self.decoder!r}{self.decoder.background or ''}".encode()
+            + b"\0".join(self.names.tolist())
+        )
         if self.labels is not None:
             total.update(self.labels.numpy().tobytes())
         for number in spread(len(self), PROBES):
@@ -188,3 +196,9 @@ def hold_out(images: ImageDataset, size: int, option: str) -> tuple[ImageDataset
         )
     order = torch.randperm(len(images), generator=Key(0).fold("held out", option).generator())
     return images.subset(order[size:].sort().values), images.subset(order[:size].sort().values)
+
+
+def shuffled(images: ImageDataset) -> ImageDataset:
+    """A set that lies class after class in one random order: its first images are then as mixed as the whole."""
+    generator = Key(0).fold("class after class").generator()
+    return images.subset(torch.randperm(len(images), generator=generator))

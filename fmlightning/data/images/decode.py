@@ -4,18 +4,22 @@ The central square of an image is shrunk to `size x size`: first halved with a b
 least twice too large, then resized with an antialiased cubic. This is the crop of the published ImageNet
 figures, so that references computed elsewhere are of the same pixels.
 
+Cameras store how they were held: an image is turned upright first. Transparent pixels have no colour of their own, so
+they take that of a background, or are refused.
+
 Source: Dhariwal and Nichol 2021, arXiv:2105.05233, code of guided-diffusion, `center_crop_arr`.
 """
 
 import io
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -34,6 +38,9 @@ DAMAGED = (
 """Errors that Pillow raises at bytes that are no image."""
 
 
+Background = Literal["black", "white"]
+
+
 class BadImage(ValueError):
     """A file that gives no image of the size asked for; the message names it."""
 
@@ -46,11 +53,13 @@ class Decoder:
         size: side of the result.
         channels: 3 for colour, 1 for grey.
         crop: side of the central square that is cut out first; None for the largest.
+        background: what transparent pixels stand on; None refuses them.
     """
 
     size: int
     channels: int = 3
     crop: int | None = None
+    background: Background | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -74,11 +83,25 @@ class Decoder:
             with Image.open(file, formats=FORMATS) as opened:
                 if opened.mode[0] in "IF":
                     raise ValueError("more than 8 bits a channel; convert it to 8")
-                square = self.square(opened.convert("RGB" if self.channels == 3 else "L"))
+                upright = self.opaque(ImageOps.exif_transpose(opened))
+                square = self.square(upright.convert("RGB" if self.channels == 3 else "L"))
         except DAMAGED as error:
             raise BadImage(f"{name}: no readable image ({describe(error)})") from error
         pixels = torch.from_numpy(np.array(centre_crop(square, self.size)))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+    def opaque(self, image: Image.Image) -> Image.Image:
+        """The image on the background, where it has transparent pixels."""
+        if not image.has_transparency_data:
+            return image
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] == 255:
+            return image
+        if self.background is None:
+            raise ValueError(
+                "it has transparent pixels; data.background=white or black puts them on that colour"
+            )
+        return Image.alpha_composite(Image.new("RGBA", image.size, self.background), image)
 
     def square(self, image: Image.Image) -> Image.Image:
         """The image, or its central square of `crop` pixels."""

@@ -50,7 +50,7 @@ class DigitsData(FlowData):
         }
         self.images = {name: images[a:b] for name, (a, b) in ends.items()}
         self.targets = {name: labels[a:b] for name, (a, b) in ends.items()}
-        self.order = Order(train, batch_size, self.key)
+        self.order: Order = Order(train, batch_size, self.key)
         self.whole_epoch: tuple[Key, Batch] | None = None
 
     @property
@@ -60,10 +60,6 @@ class DigitsData(FlowData):
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images["train"].numpy().tobytes()).hexdigest()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
 
     def train_batch(self, step: int, rows: slice) -> Batch:
         epoch, place = self.order.epoch(step), self.order.positions(step)

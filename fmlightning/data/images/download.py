@@ -6,8 +6,7 @@ Nothing is fetched unless a config asks for it, and nothing is unpickled whose p
 import os
 import socket
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -56,7 +55,11 @@ def fetch(
         ConnectionError: it could not be fetched, or what came is not what was published.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".download.lock"), giving_up(TIMEOUT):
+    with FileLock(root / ".download.lock"):
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(
+            TIMEOUT
+        )  # torchvision itself waits for a silent server without end
         try:
             download()
         except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
@@ -64,14 +67,5 @@ def fetch(
                 f"data.download=true: {title} could not be fetched ({' '.join(str(error).split())}). Fetch it by hand "
                 f"from {sources} and put it into {target}"
             ) from error
-
-
-@contextmanager
-def giving_up(seconds: float) -> Iterator[None]:
-    """A limit on how long a silent server is waited for; torchvision has none."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        finally:
+            socket.setdefaulttimeout(before)

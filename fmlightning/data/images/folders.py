@@ -8,26 +8,35 @@ from typing import Any
 import torch
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
-from fmlightning.data.images.datasets import ImageDataset, ImageFiles, hold_out, spread
-from fmlightning.data.images.decode import SUFFIXES, Decoder, file_size
+from fmlightning.data.images.datasets import ImageDataset, ImageFiles, hold_out, shuffled, spread
+from fmlightning.data.images.decode import SUFFIXES, Background, Decoder, file_size
 
 PROBES = 16
-SPLITS = ("train", "val", "test")
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""Names of the folders of a split, in any case."""
 
 
 class FolderData(ImageData):
     """The images below a folder, cropped at the centre and shrunk to one size.
 
-    A folder with a subfolder `train` and perhaps `val` and `test`, and no other, holds these splits; with only one of
-    the last two, that one is for testing. Of any other folder `test_size` images are held out. With labels, each
-    class is a folder of its own in its split, as for torchvision's ImageFolder; without, any depth will do.
+    A folder with a subfolder `train` (or `training`) and perhaps `val` (`valid`, `validation`, `dev`) and `test`
+    (`testing`), in any case, holds these splits; with only one of the last two, that one is for testing. Of a folder
+    without such names `test_size` images are held out. With labels, each class is a folder of its own in its split, as
+    for torchvision's ImageFolder; without, any depth will do.
 
     Args:
         folder: where the images are.
         image_size: side of the images.
         channels: 3 for colour, 1 for grey.
         crop: side of the central square that is cut out before shrinking; null for the largest.
+        background: black or white, the colour that transparent pixels are put on; null refuses such images.
         test_size: images held out for testing where the folder has no split for it, the same for every seed.
+        has_splits: whether subfolders are splits, and others than these are left out; false takes them for classes,
+            and null asks where their names leave that open.
         on_corrupt: `fail` stops at a file that is no image and names it; `skip` names it, and takes the next good
             image of the epoch's order in its place.
         num_workers: processes that read ahead; the batches do not depend on it. 0 reads in the training process.
@@ -44,7 +53,9 @@ class FolderData(ImageData):
         image_size: int = 64,
         channels: int = 3,
         crop: int | None = None,
+        background: Background | None = None,
         test_size: int = 500,
+        has_splits: bool | None = None,
         on_corrupt: OnCorrupt = "fail",
         num_workers: int = 2,
         in_memory: bool = False,
@@ -52,38 +63,64 @@ class FolderData(ImageData):
         **options: Any,
     ) -> None:
         self.title = folder
-        decoder = Decoder(image_size, channels, crop)
-        sets, names = folder_sets(Path(folder).expanduser(), decoder, labelled, test_size)
+        decoder = Decoder(image_size, channels, crop, background)
+        place = Path(folder).expanduser()
+        sets, names = folder_sets(place, decoder, labelled, test_size, has_splits)
         reading = LoaderOptions(on_corrupt, num_workers, in_memory)
         super().__init__(Splits(sets, names, reading), labelled=labelled, **options)
 
 
 def folder_sets(
-    folder: Path, decoder: Decoder, labelled: bool, test_size: int
+    folder: Path, decoder: Decoder, labelled: bool, test_size: int, has_splits: bool | None
 ) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     """The splits of a folder and its classes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"data.folder={folder}: no such folder")
-    parts = set(subfolders(folder))
-    if not ("train" in parts and parts <= set(SPLITS)):
+    parts = {} if has_splits is False else split_folders(folder, has_splits)
+    if not parts:
         names = subfolders(folder) if labelled else ()
         everything = image_files(folder, names, decoder, labelled)
         train, test = hold_out(everything, test_size, "test_size")
-        return {"train": train, "test": test}, names
-    names = subfolders(folder / "train") if labelled else ()
+        return {"train": train, "test": shuffled(test)}, names
+    names = subfolders(folder / parts["train"]) if labelled else ()
     sets: dict[str, ImageDataset] = {
-        part: image_files(folder / part, names, decoder, labelled) for part in sorted(parts)
+        split: image_files(folder / part, names, decoder, labelled, split == "train")
+        for split, part in sorted(parts.items())
     }
     if "test" not in sets:
         if "val" in sets:
             sets["test"] = sets.pop("val")
         else:
             sets["train"], sets["test"] = hold_out(sets["train"], test_size, "test_size")
-    return sets, names
+    return {k: v if k == "train" else shuffled(v) for k, v in sets.items()}, names
+
+
+def split_folders(folder: Path, required: bool | None) -> dict[str, str]:
+    """The subfolder of each split; none where no name is that of a split.
+
+    Raises:
+        ValueError: their names leave open what they are, or there is none for training.
+    """
+    names = subfolders(folder)
+    found = [(split, n) for split, known in SPLITS.items() for n in names if n.lower() in known]
+    parts, others = dict(found), sorted(set(names) - {name for _, name in found})
+    if not found and not required:
+        return {}
+    if "train" not in parts or len(parts) < len(found) or (others and required is None):
+        raise ValueError(
+            f"data.folder={folder} has {', '.join(names) or 'no subfolders'}: are these splits or classes? Name splits "
+            "train, val and test, each once, with nothing beside them, or set data.has_splits: true leaves others out, "
+            "false takes all as classes"
+        )
+    return parts
 
 
 def image_files(
-    folder: Path, names: tuple[str, ...], decoder: Decoder, labelled: bool
+    folder: Path,
+    names: tuple[str, ...],
+    decoder: Decoder,
+    labelled: bool,
+    all_classes: bool = True,
 ) -> ImageFiles:
     """The images below a folder in the order of their names, class after class.
 
@@ -102,7 +139,7 @@ def image_files(
     labels: list[int] = []
     for number, name in enumerate(names or ("",)):
         found = [f"{name}/{f}" if name else f for f in listed(folder / name)]
-        if not found and folder.name not in ("val", "test"):
+        if not found and all_classes:
             raise ValueError(
                 f"{folder / name} has no images; they end in {', '.join(SUFFIXES)}, in small letters or capitals"
             )

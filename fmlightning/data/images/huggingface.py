@@ -4,15 +4,21 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
-from fmlightning.data.images.datasets import PROBES, ImageDataset, digest, hold_out, spread
-from fmlightning.data.images.decode import Decoder
-from fmlightning.flow.shapes import Labels
+from fmlightning.data.images.datasets import (
+    PROBES,
+    ImageDataset,
+    digest,
+    hold_out,
+    shuffled,
+    spread,
+)
+from fmlightning.data.images.decode import Background, Decoder
 
 
 class HuggingFaceData(ImageData):
@@ -28,6 +34,7 @@ class HuggingFaceData(ImageData):
         image_size: side of the images.
         channels: 3 for colour, 1 for grey.
         crop: side of the central square that is cut out before shrinking; null for the largest.
+        background: black or white, the colour that transparent pixels are put on; null refuses such images.
         image_column: the column of images; null finds the only one.
         label_column: the column of classes; null finds the only one.
         train_split: its split for training.
@@ -52,6 +59,7 @@ class HuggingFaceData(ImageData):
         image_size: int = 64,
         channels: int = 3,
         crop: int | None = None,
+        background: Background | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
         train_split: str = "train",
@@ -64,7 +72,7 @@ class HuggingFaceData(ImageData):
         **options: Any,
     ) -> None:
         self.title = dataset
-        decoder = Decoder(image_size, channels, crop)
+        decoder = Decoder(image_size, channels, crop, background)
         tables = hub_tables(dataset, subset, revision, download)
         names: tuple[str, ...] = ()
         sets: dict[str, ImageDataset] = {}
@@ -83,12 +91,17 @@ class HuggingFaceData(ImageData):
             sets[part] = HubRows(table, column, label, decoder, f"{dataset} {split}")
         if "test" not in sets:
             sets["train"], sets["test"] = hold_out(sets["train"], test_size, "test_size")
+        labels = sets["test"].labels
+        if labels is not None and bool((labels.diff() >= 0).all()):
+            sets["test"] = shuffled(sets["test"])
         reading = LoaderOptions(on_corrupt, num_workers, in_memory)
         super().__init__(Splits(sets, names, reading), labelled=labelled, **options)
 
 
 class HubRows(ImageDataset):
     """The rows of a table with a column of encoded images."""
+
+    indexed = ("rows", "labels")
 
     def __init__(
         self, table: Any, column: str, label: str | None, decoder: Decoder, name: str
@@ -110,13 +123,6 @@ class HubRows(ImageDataset):
         encoded = image.get("bytes")
         file = io.BytesIO(encoded) if encoded else image.get("path") or io.BytesIO()
         return self.decoder(file, f"{self.name} row {row}")
-
-    def subset(self, index: Labels) -> Self:
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
-        part.rows = self.rows[index]
-        part.labels = None if self.labels is None else self.labels[index]
-        return part
 
     def digest(self) -> str:
         """A digest of the labels, the row numbers and a few images spread over the set."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fmlightning.data.images.base import ImageData, LoaderOptions, OnCorrupt, Splits
-from fmlightning.data.images.datasets import ImageDataset, InMemoryImages
-from fmlightning.data.images.decode import Decoder
+from fmlightning.data.images.datasets import ImageDataset, InMemoryImages, shuffled
+from fmlightning.data.images.decode import Background, Decoder
 from fmlightning.data.images.download import absent, data_root
 from fmlightning.data.images.folders import image_files, subfolders
 
@@ -31,6 +31,7 @@ class ImageNetData(ImageData):
         root: folder of the data sets; null is $FMLIGHTNING_DATA or `data`.
         image_size: side of the images.
         layout: which files to read.
+        background: black or white, the colour that transparent pixels are put on; null refuses such images.
         on_corrupt: `fail` stops at a file that is no image and names it; `skip` names it, and takes the next good
             image of the epoch's order in its place.
         num_workers: processes that read ahead; the batches do not depend on it. 0 reads in the training process.
@@ -44,6 +45,7 @@ class ImageNetData(ImageData):
         root: str | None = None,
         image_size: Literal[32, 64, 128, 256] = 64,
         layout: Literal["folder", "npz"] = "folder",
+        background: Background | None = None,
         on_corrupt: OnCorrupt = "fail",
         num_workers: int = 8,
         **options: Any,
@@ -52,7 +54,7 @@ class ImageNetData(ImageData):
         sets, names = (
             npz_sets(folder, image_size)
             if layout == "npz"
-            else imagenet_folders(folder, Decoder(image_size))
+            else imagenet_folders(folder, Decoder(image_size, background=background))
         )
         super().__init__(Splits(sets, names, LoaderOptions(on_corrupt, num_workers)), **options)
 
@@ -65,10 +67,12 @@ def imagenet_folders(
         raise absent(ImageNetData.title, missing, f"Fetch it from {PAGE} and put it there")
     names = subfolders(folder / "train")
     sets: dict[str, ImageDataset] = {
-        split: image_files(folder / part, names, decoder, labelled=True)
+        split: image_files(
+            folder / part, names, decoder, labelled=True, all_classes=split == "train"
+        )
         for split, part in (("train", "train"), ("test", "val"))
     }
-    return sets, names
+    return {**sets, "test": shuffled(sets["test"])}, names
 
 
 def npz_sets(folder: Path, image_size: int) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:

@@ -7,9 +7,8 @@ its number.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -72,6 +71,10 @@ class Steps:
             return BadImage(str(error))
 
 
+def one_more(number: int) -> int:
+    return number + 1
+
+
 class ReadAhead:
     """The blocks of a reader, by number; those that follow are read ahead.
 
@@ -80,11 +83,18 @@ class ReadAhead:
         num_workers: processes; 0 reads in this one.
         end: how many blocks there are; None for no end.
         pin: whether blocks go on to a GPU.
+        after: the number that follows another.
     """
 
     def __init__(
-        self, reader: Reader, num_workers: int, end: int | None = None, pin: bool = False
+        self,
+        reader: Reader,
+        num_workers: int,
+        end: int | None = None,
+        pin: bool = False,
+        after: Callable[[int], int] = one_more,
     ) -> None:
+        self.after = after
         self.reader, self.num_workers, self.end, self.pin = reader, num_workers, end, pin
         self.next = -1
         self.blocks: Iterator[Any] = iter(())
@@ -101,7 +111,7 @@ class ReadAhead:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise ChildProcessError(self.death(str(error) or "nothing more came")) from error
-        self.next = number + 1
+        self.next = self.after(number)
         if self.next == self.end:
             self.blocks = iter(())  # all is read: the workers end
         if isinstance(block, Exception):
@@ -109,11 +119,10 @@ class ReadAhead:
         return block
 
     def start(self, number: int) -> None:
-        numbers = count(number) if self.end is None else range(number, self.end)
         loader: Any = DataLoader(
             Steps(self.reader),  # type: ignore[arg-type]
             batch_size=None,
-            sampler=numbers,
+            sampler=following(number, self.end, self.after),
             num_workers=self.num_workers,
             collate_fn=as_it_is,
             pin_memory=self.pin,
@@ -131,6 +140,13 @@ class ReadAhead:
             f"data.num_workers={self.num_workers}: a process that reads images died ({cause.splitlines()[0]}); often "
             "memory or /dev/shm ran out, and fewer workers take less. To go on: the same command with --ckpt_path auto"
         )
+
+
+def following(number: int, end: int | None, after: Callable[[int], int]) -> Iterator[int]:
+    """Numbers from one on, to before the end; no method, since workers end late where something holds a circle."""
+    while number != end:
+        yield number
+        number = after(number)
 
 
 def as_it_is(block: Any) -> Any:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from fmlightning.data.latents.autoencoders import VAE, Autoencoder, SmallAutoencoder
-from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Blocks, Order, shared_blocks
+from fmlightning.data.module import FlowData, MadeOfImages
+from fmlightning.data.order import Batch, EvalBatches, Order
 from fmlightning.flow.keys import Key
 from fmlightning.runs.cache import cache_folder
 from fmlightning.runs.files import atomic_folder
@@ -36,7 +36,7 @@ FORMAT = 1
 """Version of the files; another one makes them again."""
 
 
-class LatentData(FlowData):
+class LatentData(MadeOfImages):
     """The latents of a data set of images.
 
     The images are encoded before training, by one process while the others wait; the files lie in
@@ -66,21 +66,14 @@ class LatentData(FlowData):
         eval_batch_size: int = 500,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
-        if len(images.event_shape) != 3 or images.paired:
-            raise ValueError(
-                f"data.images={type(images).__name__}: its samples must be images (C, H, W) without an x0"
-            )
+        super().__init__(images, batch_size, eval_batch_size, seed)
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"data.scale={scale} must be positive and finite, or null")
         self.event_shape = autoencoder.latent_shape(images.event_shape)
-        images.attach_to(self)
-        self.images, self.autoencoder = images, autoencoder
+        self.autoencoder = autoencoder
         self.given_scale, self.sample_posterior, self.flip = scale, sample_posterior, flip
-        self.num_bins = images.num_bins
-        self.num_classes, self.class_names = images.num_classes, images.class_names
         size = len(images.shapes("reference")["x1"])
-        self.order = Order(size, batch_size, self.key)
+        self.order: Order = Order(size, batch_size, self.key)
 
     @property
     def splits(self) -> dict[str, str]:
@@ -92,21 +85,10 @@ class LatentData(FlowData):
         text = f"{self.images.fingerprint} {self.digest} {self.scale} {self.sample_posterior} {self.flip}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
-
-    @property
-    def pixel_data(self) -> FlowData:
-        return self.images
-
     def setup(self, stage: str) -> None:
+        self.check(self.shard.world_size)
+        _ = self.store  # encoded here, if never before, and by this process alone
         super().setup(stage)
-        _ = self.store  # encoded here, if never before
-        self.images.trainer = self.trainer
-
-    def teardown(self, stage: str) -> None:
-        self.images.teardown(stage)
 
     # -- the autoencoder ----------------------------------------------------------------------------
 
@@ -169,13 +151,13 @@ class LatentData(FlowData):
         """Means, standard deviations and labels of a split; those of the mirrored images under the name `mirrored`."""
         size = len(self.images.shapes(split)["x1"])
         labels = []
-        with (folder / f"{name}.npy").open("wb") as file:
-            header(file, (size, 2, *self.event_shape))
-            for batch in self.images.eval_batches(split):
-                x = batch["x1"].flip(-1) if name == "mirrored" else batch["x1"]
-                moments = self.moments(x)
-                file.write(moments.numpy().tobytes())
-                labels.append(batch.get("y", batch["index"]).cpu())
+        shape = (size, 2, *self.event_shape)
+        file = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", "<f4", shape)
+        for batch in self.images.eval_batches(split):
+            x = batch["x1"].flip(-1) if name == "mirrored" else batch["x1"]
+            file[batch["index"].cpu().numpy()] = self.moments(x).numpy()
+            labels.append(batch.get("y", batch["index"]).cpu())
+        file.flush()
         np.save(folder / f"{name}-y.npy", torch.cat(labels).numpy())
         if name == "reference":
             (folder / "scale.json").write_text(json.dumps(inverse_std(folder, size)) + "\n")
@@ -210,9 +192,14 @@ class LatentData(FlowData):
     def all_labels(self) -> Tensor:
         return self.images.all_labels()
 
-    def eval_batches(self, split: str) -> Blocks:
-        everything = torch.arange(self.store.size(split))
-        return LatentBlocks(self, split, shared_blocks(everything, self.eval_block, self.shard))
+    def eval_batches(self, split: str) -> EvalBatches:
+        blocks = self.eval_blocks(self.store.size(split))
+
+        def batches() -> Iterator[Batch]:
+            for index in blocks:
+                yield self.fixed(split, index) | {"index": index}
+
+        return EvalBatches(len(blocks), batches)
 
     def fixed(self, split: str, index: Tensor) -> Batch:
         """Some latents of a split, the same in every run."""
@@ -226,20 +213,6 @@ class LatentData(FlowData):
             x1 = x1 + moments[:, 1] * noise.streams(index).normal(self.event_shape)
         batch = {"x1": self.scale * x1}
         return {**batch, "y": y} if self.num_classes else batch
-
-
-class LatentBlocks:
-    """A fixed set of latents in blocks that are read as they are asked for."""
-
-    def __init__(self, data: LatentData, split: str, blocks: tuple[Tensor, ...]) -> None:
-        self.data, self.split, self.blocks = data, split, blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for index in self.blocks:
-            yield {**self.data.fixed(self.split, index), "index": index}
 
 
 class LatentStore:
@@ -269,12 +242,6 @@ class LatentStore:
         moments, labels = self.open(split)
         chosen = index.numpy()
         return torch.from_numpy(moments[chosen]), torch.from_numpy(labels[chosen])
-
-
-def header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """The start of a .npy file of float32, whose numbers are then appended as they come."""
-    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, about)
 
 
 def inverse_std(folder: Path, size: int) -> float:

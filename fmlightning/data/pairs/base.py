@@ -1,18 +1,17 @@
 """Pairs of a corrupted and a clean image: a flow from the one to the other restores images."""
 
 import hashlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from fmlightning.data.module import FlowData
-from fmlightning.data.order import Batch, Blocks
+from fmlightning.data.module import FlowData, MadeOfImages
+from fmlightning.data.order import Batch, EvalBatches
 from fmlightning.data.pairs.corruptions import Corruption, Downsampled
 from fmlightning.flow.keys import Key
 
 
-class CorruptedData(FlowData):
+class CorruptedData(MadeOfImages):
     """Images x1, each with the x0 that a corruption makes of it.
 
     Batches are `{"x1", "x0", "y"?}`: the model draws no source, and sampling starts from held-out x0.
@@ -35,15 +34,8 @@ class CorruptedData(FlowData):
         eval_batch_size: int = 350,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
-        if len(images.event_shape) != 3 or images.paired:
-            raise ValueError(
-                f"data.images={type(images).__name__}: its samples must be images (C, H, W) without an x0"
-            )
-        images.attach_to(self)
-        self.images, self.corruption = images, corruption
-        self.event_shape, self.num_bins = images.event_shape, images.num_bins
-        self.num_classes, self.class_names = images.num_classes, images.class_names
+        super().__init__(images, batch_size, eval_batch_size, seed)
+        self.corruption, self.event_shape = corruption, images.event_shape
         corruption.degrade(torch.zeros(1, *self.event_shape))  # refuses sizes that do not fit
 
     @property
@@ -58,17 +50,6 @@ class CorruptedData(FlowData):
     def steps_per_epoch(self) -> int:
         return self.images.steps_per_epoch
 
-    @property
-    def pixel_data(self) -> FlowData:
-        return self.images
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.images.trainer = self.trainer
-
-    def teardown(self, stage: str) -> None:
-        self.images.teardown(stage)
-
     def train_batch(self, step: int, rows: slice) -> Batch:
         batch = self.images.train_batch(step, rows)
         index = torch.arange(rows.start, rows.stop, device=batch["x1"].device)
@@ -79,24 +60,10 @@ class CorruptedData(FlowData):
         index = torch.arange(len(batch["x1"]), device=batch["x1"].device)
         return self.corrupted(batch, Key(0).fold("corruption", split), index)
 
-    def eval_batches(self, split: str) -> Blocks:
-        return CorruptedBlocks(self, split)
+    def eval_batches(self, split: str) -> EvalBatches:
+        clean, key = self.images.eval_batches(split), Key(0).fold("corruption", split)
+        return EvalBatches(len(clean), lambda: (self.corrupted(b, key, b["index"]) for b in clean))
 
     def corrupted(self, batch: Batch, key: Key, index: Tensor) -> Batch:
         """A batch with its x0; the noise is keyed by the samples' numbers."""
         return {**batch, "x0": self.corruption(batch["x1"], key.streams(index))}
-
-
-class CorruptedBlocks:
-    """Blocks of held-out images, each with its x0."""
-
-    def __init__(self, data: CorruptedData, split: str) -> None:
-        self.data, self.key = data, Key(0).fold("corruption", split)
-        self.blocks = data.images.eval_batches(split)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.blocks:
-            yield self.data.corrupted(batch, self.key, batch["index"])

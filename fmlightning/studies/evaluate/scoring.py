@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fmlightning.cli.build import instantiate_data
 from fmlightning.cli.device import pick_device, prepare_flow
+from fmlightning.cli.init_from import weights_digest
 from fmlightning.cli.load import TrainedFlow, away_from, load_flow
 from fmlightning.cli.parser import FlowParser
 from fmlightning.cli.sampling_options import described, guided
@@ -43,9 +45,9 @@ from fmlightning.metrics.evaluator import (
 from fmlightning.metrics.metric import FlowMetric
 from fmlightning.metrics.solution_error import SolutionError
 from fmlightning.metrics.straightness import Straightness
-from fmlightning.runs.directory import Run
+from fmlightning.runs.directory import Run, read_json
 from fmlightning.runs.files import atomic_write
-from fmlightning.runs.weights import weights_file
+from fmlightning.runs.weights import read_weights
 from fmlightning.studies.evaluate.grid import Cell, cells
 from fmlightning.studies.evaluate.reference import METHOD, Reference
 
@@ -104,7 +106,7 @@ class Scorer:
         batch_size = options.batch_size or asked.get("batch_size") or 1024
         seed = flow.seed if options.seed is None else options.seed
         identity = {
-            "checkpoint": weights_digest(options.run),
+            **weights_identity(options.run),
             "seed": seed,
             "batch_size": batch_size,
             "metric_configs": named,
@@ -132,7 +134,7 @@ class Scorer:
         return cls(
             flows, wanted, data, metrics, run.path / "evaluations", shard, device, batch_size, seed, identity,
             options.overwrite, labels or "reference", reference,
-            weights_digest(guide) if guide else None, path,
+            weights_identity(guide)["checkpoint"] if guide else None, path,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:
@@ -140,7 +142,7 @@ class Scorer:
         found = {cell: None if self.overwrite else self.read(cell) for cell in self.cells}
         missing = [cell for cell in self.cells if found[cell] is None]
         if missing:
-            fit_reference(self.metrics, self.data.pixel_data, self.device)
+            fit_reference(self.metrics, self.data.pixel_data, self.device, self.data)
         with Progress(disable=self.shard.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(missing))
             for cell in missing:
@@ -247,9 +249,10 @@ class Scorer:
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell, if it is there whole."""
         try:
-            return json.loads(self.file(cell).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            record = read_json(self.file(cell))
+        except ValueError:
             return None
+        return record if {"metrics", "nfe", "seconds_per_sample"} <= record.keys() else None
 
 
 def label_order(data: FlowData, given: LabelOrder | None) -> LabelOrder | None:
@@ -286,6 +289,13 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list) else value
 
 
-def weights_digest(run: str) -> str:
-    """A digest of the file that weights come from."""
-    return sha256(weights_file(run).read_bytes()).hexdigest()
+def weights_identity(run: str) -> dict[str, Any]:
+    """A digest of weights, raw and averaged, and their step: what a file has besides, a resume may change."""
+    found: dict[str, Tensor] = {}
+    step = None
+    for ema in (False, True):
+        with suppress(ValueError):  # it has no such weights
+            weights, record = read_weights(run, ema)
+            found |= {f"{ema}.{name}": value for name, value in weights.items()}
+            step = record.get("step")
+    return {"checkpoint": weights_digest(found), "step": step}

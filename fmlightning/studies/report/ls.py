@@ -1,7 +1,7 @@
 """`fmlightning ls`: the runs below a directory, in what they differ, how they ended and what they scored."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def condition(text: str) -> tuple[str, list[str]]:
 def read(run: Run) -> ListedRun:
     """A row, whatever state the run is in."""
     try:
-        manifest, config = run.manifest, run.config
+        manifest, config = run.manifest, run.trained_config
         return ListedRun(
             run,
             run.status,
@@ -156,7 +156,7 @@ def rank(value: Any) -> tuple[bool, Any]:
 
 def table(rows: Sequence[ListedRun]) -> Table:
     """Options and scores as columns where all runs are of one experiment, as words otherwise."""
-    odd = [differing_values(row, rows) for row in rows]
+    odd = list(differing_values(rows))
     one = len({r.experiment for r in rows if r.experiment}) <= 1
     axes = list(dict.fromkeys(name for values in odd for name in values))
     scores = list(dict.fromkeys(name for r in rows for name in r.scores))
@@ -183,9 +183,12 @@ def in_words(row: ListedRun, values: Options) -> list[str]:
     return [middle, "  ".join(f"{name} {v:.4g}" for name, v in row.scores.items())]
 
 
-def differing_values(row: ListedRun, rows: Sequence[ListedRun]) -> Options:
-    """The values of a run where the runs of its experiment differ."""
-    peers = [r.options for r in rows if r.options and r.experiment == row.experiment]
-    if not row.options:
-        return {}
-    return {axis: Labels.of(axis, peers)(row.options) for axis in differing(peers)}
+def differing_values(rows: Sequence[ListedRun]) -> Iterator[Options]:
+    """The values of each run where the runs of its experiment differ."""
+    peers: dict[str, list[Options]] = {}
+    for row in (r for r in rows if r.options):
+        peers.setdefault(row.experiment, []).append(row.options)
+    labels = {e: {a: Labels.of(a, some) for a in differing(some)} for e, some in peers.items()}
+    for row in rows:
+        named = labels[row.experiment].items() if row.options else ()
+        yield {axis: label(row.options) for axis, label in named}

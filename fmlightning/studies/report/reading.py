@@ -15,6 +15,7 @@ import yaml
 
 from fmlightning.runs.config_hash import result_parts
 from fmlightning.runs.directory import Run, folders, is_run, read_json, runs_root
+from fmlightning.runs.segments import in_words
 from fmlightning.studies.report.axes import Options, Value, flat, short
 from fmlightning.studies.report.records import ScoreRecord, evaluation_records, final_record
 
@@ -268,7 +269,7 @@ def whole(run: Run, axes: Options, planned: bool) -> tuple[Trained, list[str]]:
     Raises:
         ValueError: a file is damaged, or there is nothing to report.
     """
-    config, manifest = run.config, run.manifest
+    config, manifest = run.trained_config, run.manifest
     seed = int(config["seed_everything"])
     final = final_record(run, config)
     cells, wrong = evaluation_records(run, seed, requested=planned)
@@ -276,7 +277,10 @@ def whole(run: Run, axes: Options, planned: bool) -> tuple[Trained, list[str]]:
     if not records:
         raise ValueError("it has no evaluation.json, no evaluations and no metrics.csv: no scores")
     parts = {k: v for k, v in result_parts(config).items() if k != "seed_everything"}
-    return Trained(run, seed, dict(flat(parts)), manifest, records, axes), wrong
+    options = dict(flat(parts))
+    if resumed := in_words(manifest):
+        options["resumed"] = resumed  # an axis: such a run stands beside its like alone
+    return Trained(run, seed, options, manifest, records, axes), wrong
 
 
 def differing_versions(trained: Sequence[Trained]) -> list[str]:

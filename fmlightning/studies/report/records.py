@@ -4,9 +4,10 @@ Options of an evaluation are axes as those of training are: solver, nfe, guidanc
 nfe is the tolerance it was given, because how many evaluations that takes is an outcome, and a metric.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def evaluation_records(
         seed: of the run.
         requested: whether to take only those that a sweep requested, where it has noted them.
     """
-    found, wrong = [], []
+    found: list[dict[str, Any]] = []
+    wrong: list[str] = []
     files, others = cell_files(run.path / "evaluations", requested)
     if others:
         wrong.append(f"{run.path}/evaluations: {others} left out, which the sweep did not request")
@@ -87,17 +89,28 @@ def evaluation_records(
         try:
             content = read_json(file)
             content["metrics"] = {k: float(v) for k, v in content["metrics"].items()}
-            found.append(content)
+            found.append(content | {"written": file.stat().st_mtime_ns})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             wrong.append(f"{file} is left out: {' '.join(str(error).split())}")
-    steps = checkpoints_of(run, {str(r.get("checkpoint")) for r in found})
+    steps = checkpoints_of(run, found)
     stale = [r for r in found if steps.get(str(r.get("checkpoint"))) is None]
     if stale:
         wrong.append(
             f"{run.path}/evaluations: {len(stale)} left out, of checkpoints that are no longer there"
         )
     kept = [(r, steps[str(r.get("checkpoint"))]) for r in found if r not in stale]
-    return [record(r, step, seed) for r, step in kept], wrong
+    read = [(record(r, step, seed), r["written"]) for r, step in kept]
+    # a cell's file is named by all that it was computed from: one scored again may have another name
+    newest = {same_options(r): r for r, _ in sorted(read, key=itemgetter(1))}
+    if len(newest) < len(read):
+        wrong.append(
+            f"{run.path}/evaluations: {len(read) - len(newest)} left out, of options that were scored again later"
+        )
+    return [r for r, _ in read if newest[same_options(r)] is r], wrong
+
+
+def same_options(record: ScoreRecord) -> str:
+    return repr((sorted(record.options.items()), record.extra))
 
 
 def cell_files(folder: Path, requested: bool) -> tuple[list[Path], int]:
@@ -167,18 +180,19 @@ def written(text: str) -> Iterator[tuple[str, str]]:
             yield name, value.removesuffix("()")
 
 
-def checkpoints_of(run: Run, digests: set[str]) -> dict[str, Any]:
+def checkpoints_of(run: Run, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The meaning of each digest in a run's records: 'last', or the step of another checkpoint that is there.
 
-    Checkpoints are read only where the records are of several.
+    Records of older versions have no step, and the digest of a file: it is read only where there are several.
     """
-    if len(digests) < 2:
-        return dict.fromkeys(digests, "last")
-    named = {
-        file_digest(p): recorded_step(p) for p in reversed(run.checkpoints) if p.stem != "last"
-    }
-    last = {file_digest(p): "last" for p in run.checkpoints if p.stem == "last"}
-    return {**named, **last}
+    steps = {str(r.get("checkpoint")): r.get("step") for r in records}
+    if len(steps) < 2:
+        return dict.fromkeys(steps, "last")
+    files = {p: "last" if p.stem == "last" else recorded_step(p) for p in reversed(run.checkpoints)}
+    at = {recorded_step(p): name for p, name in files.items()}
+    named = {digest: at.get(step) for digest, step in steps.items() if step is not None}
+    old = {file_digest(p): name for p, name in files.items()} if len(named) < len(steps) else {}
+    return old | named
 
 
 def file_digest(path: Path) -> str:

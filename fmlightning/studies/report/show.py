@@ -12,6 +12,7 @@ from rich.table import Table
 from fmlightning.cli.argparser import Parser, console
 from fmlightning.runs.checksum import recorded_step
 from fmlightning.runs.directory import Run
+from fmlightning.runs.segments import in_words
 from fmlightning.studies.report.axes import called, short
 from fmlightning.studies.report.records import ASIDE, ScoreRecord, evaluation_records, final_scores
 
@@ -57,6 +58,7 @@ def facts(run: Run) -> dict[str, str]:
         "coupling": short(config["model"]["coupling"]),
         "data": short(config["data"]),
         "steps": f"{manifest.get('end_step', '?')} of {config['trainer']['max_steps']}, {duration(manifest)}",
+        "resumed": in_words(manifest),
         "machine": f"{manifest['hardware']['processes']} process(es), {manifest['hardware']['accelerator']}",
         "commit": commit(manifest),
         "error": manifest.get("error", ""),

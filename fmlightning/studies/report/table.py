@@ -320,5 +320,21 @@ def swapped(rows: Sequence[str], key: Key, baseline: Mapping[str, Value]) -> Key
 
 def unpaired(table: Table, key: Key, partner: Key) -> str:
     if partner in table.keys:
-        return f"{table.named(key)} shares no seed with its baseline {table.named(partner)}"
+        lost = f"{table.named(key)} shares no seed with its baseline {table.named(partner)}"
+        mine, others = (
+            {h.at: set(table.seeds(k, h)) for h in table.heads if table.seeds(k, h)}
+            for k in (key, partner)
+        )
+        if mine.keys() & others.keys():
+            return lost
+        at = [", ".join(dict.fromkeys(at_columns(table, a) for a in x)) for x in (mine, others)]
+        return (
+            f"{table.named(key)} and its baseline {table.named(partner)} have no column in common: the one has scores "
+            f"at {at[0] or 'none'}, the other at {at[1] or 'none'}"
+        )
     return f"{table.named(key)} has no baseline: there is no row {table.named(partner)}, so others differ in more"
+
+
+def at_columns(table: Table, at: Key) -> str:
+    pairs = zip(table.columns, at, strict=True)
+    return ", ".join(f"{axis}={called(v)}" for axis, v in pairs) or "its own scores"

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fmlightning.cli.allowed import named
 from fmlightning.runs.files import write_text
 from fmlightning.studies.sweep.cells import cells, fit_arguments, shown
 from fmlightning.studies.sweep.file import Axis, Sweep
@@ -102,5 +103,6 @@ def word(value: Any) -> Any:
 
 def command(sweep: Sweep) -> list[str]:
     """The command that an agent starts: a training that scores its model at the end."""
+    allow = [f"--allow={module}" for module in named.get()]
     words = [*fit_arguments(sweep, {}), "--evaluation.at_end=true", "--ckpt_path=auto"]
-    return ["${env}", "fmlightning", "fit", *words, "${args}"]
+    return ["${env}", "fmlightning", "fit", *allow, *words, "${args}"]

@@ -88,7 +88,7 @@ class Evaluation(Periodic):
     def scores(self, trainer: Trainer, module: FlowMatching, data: FlowData) -> Scores:
         """The numbers of every metric, and the NFE of the largest batch."""
         if not self.prepared:
-            fit_reference(self.metrics, data.pixel_data, module.device)
+            fit_reference(self.metrics, data.pixel_data, module.device, data)
             self.prepared = True
         with evaluation_weights(trainer, module.network):
             distribution = getattr(data, "target", None)

@@ -1,10 +1,13 @@
 """`config.yaml` and `manifest.json`: what a run was, on what, and how it ended. Never a secret."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,24 +34,29 @@ class Provenance(Callback):
     Args:
         config: the resolved config.
         text: the same as YAML, to be read back by the command line.
+        segments: where the run was resumed with other options, as in `runs.segments`.
     """
 
-    def __init__(self, config: dict[str, Any], text: str) -> None:
-        self.config, self.text = config, text
+    def __init__(
+        self, config: dict[str, Any], text: str, segments: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.config, self.text, self.segments = config, text, list(segments)
+        self.failed = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        clear_unfinished(folder)
-        write(folder / "config.yaml", self.text)
+        clear_unfinished(Path(trainer.default_root_dir))
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.manifest = {
             "status": "running",
+            "cwd": os.getcwd(),
             "command": ["fmlightning", *sys.argv[1:]],
             "config_hash": config_hash(self.config),
             "seed": self.config["seed_everything"],
+            "config": json.loads(json.dumps(self.config, default=str)),  # read faster than YAML
             "init_from": initial(self.config),
+            "segments": self.segments,
             "git": git_state(),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
             "hardware": hardware(trainer),
@@ -58,6 +66,7 @@ class Provenance(Callback):
                 "fingerprint": data.fingerprint,
                 "event_shape": list(data.event_shape),
                 "num_classes": data.num_classes,
+                **({"units": asdict(data.units)} if data.units else {}),
             },
             "interval": list(pl_module.field.t_range),
             "parameters": parameter_count(pl_module.network),
@@ -66,12 +75,18 @@ class Provenance(Callback):
             ),
             "start": now(),
         }
-        self.save(trainer)
+        if trainer.ckpt_path is None:
+            self.begin(trainer)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Write both files: of a resumed run only when its state is restored, for until then it is the run before."""
+        self.save(trainer)  # first: by its manifest a directory is a run's
+        write(Path(trainer.default_root_dir) / "config.yaml", self.text)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # the step of a resumed run is known only here
             self.manifest["start_step"] = trainer.global_step
-            self.save(trainer)
+            self.begin(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
@@ -81,16 +96,24 @@ class Provenance(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        self.failed = True
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         with suppress(OSError):  # a full disk is said by the exception itself
             self.end(trainer, "stopped" if stopped else "failed", repr(exception))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # after an exception the status is another already
-            self.end(trainer, "finished")
+        if stage != "fit":
+            return
+        if hasattr(self, "manifest") and "start_step" not in self.manifest and not self.failed:
+            self.manifest["start_step"] = trainer.global_step  # killed behind its last step
+            self.begin(trainer)
+        self.end(trainer, "finished")  # after an exception the status is another already
 
     def end(self, trainer: Trainer, status: str, error: str | None = None) -> None:
-        if hasattr(self, "manifest") and self.manifest["status"] == "running":
+        begun = hasattr(self, "manifest") and (
+            trainer.ckpt_path is None or "start_step" in self.manifest
+        )
+        if begun and self.manifest["status"] == "running":
             self.manifest |= {"status": status, "end": now(), "end_step": trainer.global_step}
             self.manifest |= {"error": error} if error else {}
             self.save(trainer)

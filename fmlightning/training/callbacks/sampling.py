@@ -44,9 +44,8 @@ class Samples(Periodic):
         if images:
             figure = image_grid(x, real, data.class_names)
         else:
-            figure = scatter(
-                x, real, source_points(module.recipe.source, module.seed, index, data.event_shape)
-            )
+            x0 = source_points(module.recipe.source, module.seed, index, data.event_shape)
+            figure = scatter(x, real, data.decode(x0))
         save_figure(trainer, "samples", figure)
 
 

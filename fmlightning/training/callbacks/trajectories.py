@@ -5,6 +5,7 @@ from lightning.pytorch import Trainer
 
 from fmlightning.data.module import FlowData
 from fmlightning.flow.keys import Key
+from fmlightning.flow.shapes import Field
 from fmlightning.metrics.figures import path_film, strips, trajectories
 from fmlightning.training.callbacks.periodic import Periodic, save_figure
 from fmlightning.training.ema.callback import evaluation_weights
@@ -50,14 +51,15 @@ class Trajectories(Periodic):
         index = torch.arange(20_000, device=module.device)
         low, high = module.t_range
         film = [low + (high - low) * k / (self.num_times - 1) for k in range(self.num_times)]
-        paths = module.generate(index[:1000], save_at=60).states
+        paths = data.decode(module.generate(index[:1000], save_at=60).states)
         solution = module.generate(index, save_at=film)
         real = data.eval_samples("test")["x1"].to(module.device)
         with evaluation_weights(trainer, module.network):
-            figure = trajectories(paths, real, module.field, time=(low + high) / 2)
+            field = in_units(module.field, data)
+            figure = trajectories(paths, data.decode(real), field, time=(low + high) / 2)
         save_figure(trainer, "trajectories", figure)
-        truth = self.on_path(module, real, film)
-        save_figure(trainer, "path", path_film(solution.states, solution.times, truth))
+        truth = data.decode(self.on_path(module, real, film))
+        save_figure(trainer, "path", path_film(data.decode(solution.states), solution.times, truth))
 
     @staticmethod
     def on_path(module: FlowMatching, x1: torch.Tensor, times: list[float]) -> torch.Tensor:
@@ -66,3 +68,10 @@ class Trajectories(Periodic):
         pair = module.held_out.of(x1, None, streams)
         frames = [pair._replace(times=torch.full_like(pair.times, t)) for t in times]
         return torch.stack([frame.on(module.recipe.path).xt for frame in frames])
+
+
+def in_units(field: Field, data: FlowData) -> Field:
+    """The field as it moves points in the units of the data."""
+    if (units := data.units) is None:
+        return field
+    return lambda x, t: x.new_tensor(units.std) * field(units.from_data(x), t)

@@ -19,18 +19,18 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
-from fmlightning.runs.signals import EXIT_CODES, SIGNAL_STATE, listen
+from fmlightning.runs.signals import EXIT_CODES, SIGNAL_STATE, STOP_AFTER, listen
 
 
 class GracefulShutdown(Callback):
-    """Stop a run on USR1, USR2, TERM or Ctrl-C."""
+    """Stop a run on USR1, USR2, TERM or Ctrl-C, or after the step that the environment names."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         several = trainer.world_size > 1
         self.group: Any = distributed.new_group(backend="gloo") if several else None
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.step = trainer.global_step
+        self.step, self.last = trainer.global_step, int(os.environ.get(STOP_AFTER) or 0)
         listen(signal.SIGINT)  # before, there is nothing to keep
 
     def on_load_checkpoint(
@@ -40,12 +40,14 @@ class GracefulShutdown(Callback):
 
     def next_due_step(self, trainer: Trainer) -> float:
         """None of its own: the processes agree where a stretch of steps ends, and one alone looks at each step."""
-        return math.inf
+        return self.last if trainer.global_step < self.last else math.inf
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:  # gradients are still accumulating
             return
         self.step = trainer.global_step
+        if self.step == self.last:
+            SIGNAL_STATE.received = max(SIGNAL_STATE.received, signal.SIGUSR1)
         if self.step != trainer.max_steps:  # else the run is about to end by itself
             self.agree(trainer)
 

@@ -316,6 +316,112 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         folder_data(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [
+        (("train", "valid"), (12, 6, 6)),
+        (("train", "validation", "test"), (12, 4, 6)),
+        (("Train", "Test"), (12, 6, 6)),
+        (("training", "testing"), (12, 6, 6)),
+        (("TRAINING", "dev"), (12, 6, 6)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_splits_are_known_by_their_usual_names(tmp_path, parts, sizes, labelled):
+    for part, size in zip(parts, (6, 2, 3) if len(parts) == 3 else (6, 3), strict=True):
+        write_folder(tmp_path / part, size=size)
+    data = folder_data(tmp_path, labelled=labelled)
+    assert tuple(len(data.sets[name]) for name in ("train", "val", "test")) == sizes
+    assert data.class_names == (("ant", "bee") if labelled else ())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("train", "plane"), ("train", "test", "extra"), ("train", "training"), ("val", "valid"), ("test", "cow")],
+    ids=str,
+)  # fmt: skip
+def test_folders_that_may_be_splits_or_classes_are_asked_about(tmp_path, parts):
+    for part in parts:
+        write_folder(tmp_path / part, size=10)
+    with pytest.raises(ValueError, match=r"splits or classes.* data.has_splits"):
+        folder_data(tmp_path)
+    everything = folder_data(tmp_path, has_splits=False, labelled=True)
+    assert everything.class_names == tuple(sorted(parts))
+    if parts[0] == "train" and parts[1] != "training":
+        splits = folder_data(tmp_path, has_splits=True)
+        assert all(name.startswith(b"ant") for name in splits.sets["train"].names[:5])
+        assert len(splits.sets["train"]) == (12 if parts[1] == "plane" else 20)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_the_first_held_out_images_are_of_all_classes(tmp_path, split):
+    for part in ("train", "test") if split else ("",):
+        write_folder(tmp_path / part, ("ant", "bee", "cow"), size=40)
+    data = folder_data(tmp_path, labelled=True, test_size=60)
+    counts = torch.bincount(data.eval_samples("test")["y"][:30], minlength=3)
+    assert counts.min() >= 4  # 10 of each are expected
+
+
+# -- pixels that are seen -----------------------------------------------------------------------------------
+
+
+def strokes(mode):
+    """A black stroke on nothing, whose hidden colour is black too, or red in a palette."""
+    alpha = np.zeros((16, 16), np.uint8)
+    alpha[4:8] = 255
+    if mode == "P":
+        image = Image.fromarray((alpha == 0).astype(np.uint8), mode="P")
+        image.putpalette([0, 0, 0, 255, 0, 0])
+        image.info["transparency"] = 1
+        return image
+    image = Image.new("L" if mode == "LA" else "RGB", (16, 16))
+    image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_pixels_show_the_background_or_are_refused(tmp_path, mode, channels):
+    file = str(tmp_path / "a.png")
+    strokes(mode).save(file)
+    with pytest.raises(BadImage, match=r"a.png: .*transparent pixels; data.background"):
+        Decoder(16, channels)(file, file)
+    expected = torch.full((channels, 16, 16), 255, dtype=torch.uint8)
+    expected[:, 4:8] = 0
+    assert torch.equal(Decoder(16, channels, background="white")(file, file), expected)
+    assert not Decoder(16, channels, background="black")(file, file).any()
+
+
+def test_an_opaque_alpha_needs_no_background(tmp_path):
+    file, pixels = str(tmp_path / "a.png"), random_bytes(16, 16, 3)
+    image = Image.fromarray(pixels)
+    image.putalpha(255)
+    image.save(file)
+    assert np.array_equal(Decoder(16)(file, file).permute(1, 2, 0).numpy(), pixels)
+
+
+def test_the_background_reaches_the_data_and_its_fingerprint(tmp_path):
+    for number in range(20):
+        file = tmp_path / f"{number}.png"
+        strokes("RGBA").save(file)
+    white, black = (folder_data(tmp_path, background=colour) for colour in ("white", "black"))
+    assert white.eval_samples("test")["x1"].max() > 0.99 > black.eval_samples("test")["x1"].max()
+    assert white.fingerprint != black.fingerprint
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_upright(tmp_path, orientation):
+    from PIL import ImageOps
+
+    file, exif = str(tmp_path / "a.png"), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(random_bytes(16, 16, 3)).save(file, exif=exif)
+    with Image.open(file) as image:
+        upright = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(Decoder(16)(file, file).permute(1, 2, 0).numpy(), upright)
+
+
 # -- CelebA -------------------------------------------------------------------------------------------------
 
 
@@ -413,7 +519,8 @@ def test_imagenet_folders_are_those_of_torchvision(tmp_path):
     for split, part in (("train", "train"), ("test", "val")):
         theirs = torchvision.datasets.ImageNet(root, part)
         assert len(data.sets[split]) == len(theirs) == 6
-        for number, (image, label) in enumerate(theirs):
+        in_order = np.argsort(data.sets[split].names)  # held-out images are in a random one
+        for number, (image, label) in zip(in_order, theirs, strict=True):
             ours = data.sets[split].image(number).permute(1, 2, 0)
             assert np.array_equal(ours, np.array(centre_crop(image, 32)))
             assert int(data.sets[split].labels[number]) == label

@@ -99,3 +99,13 @@ def test_without_download_the_hub_is_not_asked(library, tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", no_network)
     with pytest.raises(ValueError, match=r"could not be loaded .*set data.download=true"):
         HuggingFaceData(dataset="somebody/something")
+
+
+def test_images_without_a_label_are_refused_naming_their_split(library, table, tmp_path):
+    saved = library.load_from_disk(str(table))
+    saved["test"] = saved["test"].map(lambda row: {"kind": -1})
+    saved.save_to_disk(tmp_path / "unlabelled")
+    with pytest.raises(
+        ValueError, match=r"without a label in test, marked -1; set data.labelled=false"
+    ):
+        saved_data(tmp_path / "unlabelled")

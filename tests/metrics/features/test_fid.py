@@ -18,7 +18,7 @@ from fmlightning.metrics.features.kernel import KernelDistance
 from fmlightning.metrics.features.networks import Inception, inception_weights, verified
 from fmlightning.metrics.features.precision_recall import PrecisionRecall
 
-N = 10
+N = 6
 
 
 class Bytes(torch.utils.data.Dataset):

@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from paper_runs import write_cell, write_run
+
+from fmlightning.runs.directory import find
+from fmlightning.studies.report import ls
 
 
 @pytest.fixture
@@ -114,3 +118,34 @@ def test_a_page_of_a_run(fmlightning, runs):
     for word in ("Linear", "euler", "heun2", "0.5", "corrupt.json", "damaged, or without a checksum",
                  "samples-00000100.png", "100 of 100", "aaaaaaaaaaaa"):  # fmt: skip
         assert word in shown, word
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"status": 3}', '{"status": ["finished"]}', '{"a": ' * 20_000 + "1" + "}" * 20_000],
+    ids=["number", "list", "deep"],
+)
+def test_a_manifest_of_another_shape_ends_its_own_row_alone(fmlightning, runs, content):
+    (runs / "b" / "manifest.json").write_text(content)
+    status, shown = fmlightning("ls", runs, "--sort=status")
+    assert status == 0
+    assert "corrupt" in shown
+    assert sorted(order(shown)) == list("abcd")
+
+
+def test_values_that_differ_are_looked_for_once_an_experiment(runs, monkeypatch):
+    looked = []
+    monkeypatch.setattr(ls, "differing", lambda peers: looked.append(len(peers)) or ["seed"])
+    rows = [ls.read(run) for run in find(runs)]
+    assert len(list(ls.differing_values(rows))) == 4
+    assert looked == [4]
+
+
+def test_no_yaml_is_read_where_the_manifest_has_the_config(fmlightning, runs, monkeypatch):
+    shown = {name: fmlightning(name, runs) for name in ("ls", "report")}
+    for path in runs.glob("?/config.yaml"):
+        manifest = path.with_name("manifest.json")
+        known = {"config": yaml.safe_load(path.read_text())}
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | known))
+    monkeypatch.setattr(yaml, "safe_load", lambda text: pytest.fail("YAML was read"))
+    assert {name: fmlightning(name, runs) for name in ("ls", "report")} == shown

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import os
 import re
+import zipfile
 from hashlib import sha256
 
 import pytest
 from paper_runs import write_cell, write_plan, write_run
 from scipy import stats
 
+from fmlightning.runs.checksum import append_checksum
 from fmlightning.studies.report.cells import cells_of
 from fmlightning.studies.report.formats import (
     difference_grid,
@@ -292,6 +295,15 @@ def test_every_row_has_the_baseline_that_is_like_it_in_all_else(tmp_path):
     assert all(d.estimate.mean == pytest.approx(0.1) for d in found.values())
 
 
+def test_a_row_of_other_columns_than_its_baseline_is_told_which(tmp_path):
+    for path, nfe in (("Linear", 4), ("Trigonometric", 6)):
+        write_cell(write_run(tmp_path / path, 0, path=path), "euler", nfe, {"w2": 0.2})
+    table = tabulate(cells(tmp_path, EVALUATIONS), columns=["nfe"], metrics=["w2"])
+    found, (alone,) = differences(table, {"model.path": "Linear"})
+    assert not found
+    assert "no column in common: the one has scores at nfe=6, the other at nfe=4" in alone
+
+
 def test_guidance_and_grid_are_axes(tmp_path):
     run = write_run(tmp_path / "a", 0, {"w2": 0.2})
     for scale in (1.0, 2.0):
@@ -313,6 +325,27 @@ def test_cells_of_a_checkpoint_that_is_gone_are_left_out(tmp_path):
     collection = collect([tmp_path])
     assert [r.metrics["w2"] for r in collection.trained[0].records if r.kind == EVALUATIONS] == [0.4]  # fmt: skip
     assert "1 left out, of checkpoints that are no longer there" in collection.notes[0]
+
+
+def test_a_cell_that_was_scored_before_and_after_a_renaming_counts_once(tmp_path):
+    run = write_run(tmp_path / "a", 0, {"w2": 0.2})
+    (run / "checkpoints").mkdir()
+    with (run / "checkpoints" / "last.ckpt").open("w+b") as file:
+        with zipfile.ZipFile(file, "w"):
+            pass
+        append_checksum(file, 100)
+    digest = sha256((run / "checkpoints" / "last.ckpt").read_bytes()).hexdigest()
+    old = write_cell(run, "euler", 4, {"w2": 0.5}, checkpoint=digest)
+    new = write_cell(run, "euler", 4, {"w2": 0.4}, checkpoint="tensors", step=100)
+    os.utime(old, (1, 1))
+    collection = collect([tmp_path])
+    (record,) = [r for r in collection.trained[0].records if r.kind == EVALUATIONS]
+    assert record.metrics["w2"] == 0.4
+    assert "1 left out, of options that were scored again later" in collection.notes[0]
+    new.unlink()
+    write_cell(run, "euler", 4, {"w2": 0.3}, checkpoint="earlier", step=50)
+    (record,) = [r for r in collect([tmp_path]).trained[0].records if r.kind == EVALUATIONS]
+    assert record.metrics["w2"] == 0.5
 
 
 # -- plans ----------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fmlightning.cli.allowed import allowing
 from fmlightning.runs.directory import Run
 from fmlightning.studies.sweep.file import read_sweep
 from fmlightning.studies.sweep.plan import plan
+from fmlightning.studies.sweep.wandb_file import command
 
 CONFIG = Path(__file__).parents[3] / "configs" / "toy" / "moons.yaml"
 AXES = {
@@ -101,7 +103,7 @@ def test_an_agent_is_given_the_trainings_of_the_sweep(exported, write):
     from fmlightning.runs.directory import run_directory
     from fmlightning.studies.sweep.resolve import ConfigOnlyCLI
 
-    keys = {"axes": AXES, "seeds": [0, 1]}
+    keys = {"axes": {k: AXES[k] for k in ("model.path", "method")}, "seeds": [1]}
     content = exported(**keys)
     given = list(commands(content))
     with quiet():
@@ -113,7 +115,7 @@ def test_an_agent_is_given_the_trainings_of_the_sweep(exported, write):
             found.add(run_directory(reading.resolved))
     wanted = plan(read_sweep(write(**keys))).cells
     assert found == {cell.run for cell in wanted}
-    assert len(found) == 16
+    assert len(found) == 4
 
 
 def test_sampled_options_become_distributions(exported):
@@ -135,6 +137,12 @@ def test_sampled_options_become_distributions(exported):
     drawn = sweeps.next_run({k: content[k] for k in ("method", "parameters")}, []).config
     assert 1e-4 <= drawn["model.optimizer.lr"]["value"] <= 1e-2
     assert drawn["model.network.width"]["value"] in range(8, 17)
+
+
+def test_an_agent_allows_the_modules_that_the_sweep_was_allowed(write):
+    with allowing(["mine"]):
+        words = command(read_sweep(write()))
+    assert words[2:4] == ["fit", "--allow=mine"]
 
 
 def test_two_labels_of_one_file_are_refused(write, fmlightning, monkeypatch, tmp_path):

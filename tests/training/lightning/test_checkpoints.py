@@ -352,8 +352,11 @@ def test_all_processes_resume_from_one_checkpoint_or_none_does():
 
 def test_a_checkpoint_of_another_network_says_which_keys_differ(fit, resume):
     run = fit("toy/moons", *SMALL, "--trainer.max_steps=4", "--model.network.depth=3")
+    # outside a run nothing but its layout says what a checkpoint is of
+    lost = shutil.copy(run / "checkpoints/last.ckpt", run.with_name("lost.ckpt"))
+    new = run.with_name("new")
     status, shown = resume(
-        run, f"--ckpt_path={run}", "--model.network.depth=4", "--model.network.width=16"
+        new, f"--ckpt_path={lost}", "--model.network.depth=4", "--model.network.width=16"
     )
     assert status == 2
     assert shown.count("error:") == 1
@@ -364,7 +367,7 @@ def test_a_checkpoint_of_another_network_says_which_keys_differ(fit, resume):
         "(8,) instead of (16,)",
     ):
         assert part in shown
-    status, shown = resume(run, f"--ckpt_path={run}", "--model.network.depth=2")
+    status, shown = resume(new, f"--ckpt_path={lost}", "--model.network.depth=2")
     assert status == 2
     assert "unexpected in the file: network." in shown
     # as in python
