@@ -60,7 +60,9 @@ class Draws:
         if self.keyed or self.recipe.objective.draws:
             index = torch.arange(self.rows.start, self.rows.stop, device=x1.device)
             streams = self.key.fold(step).fold("network").streams(index)
-        return Draw(x0, x1, self.times(noise.u, x1), noise.eps, y, dropped, streams, self.rows.start)
+        return Draw(
+            x0, x1, self.times(noise.u, x1), noise.eps, y, dropped, streams, self.rows.start
+        )
 
     def times(self, uniform: list[Tensor], x1: Tensor) -> Tensor:
         """Training times, (B, num_times)."""

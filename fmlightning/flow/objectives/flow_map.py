@@ -22,7 +22,7 @@ from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.objectives.cfm import mean_square
 from fmlightning.flow.objectives.objective import Draw, Losses, Nets, Objective, Recipe
 from fmlightning.flow.objectives.time_pairs import SortedPairs, TimePairs
-from fmlightning.flow.shapes import PerSample, Points, Times, require_positive
+from fmlightning.flow.shapes import PerSample, Points, require_positive
 
 HIGH_FREQUENCY = 100.0
 """Above it the derivative in time of a fresh network is many times what it is to learn."""
@@ -67,7 +67,7 @@ class Pair(NamedTuple):
     g: PerSample
 
     @property
-    def h(self) -> Times:
+    def h(self) -> Tensor:
         """t - s, in the shape that multiplies x."""
         return (self.t - self.s).reshape(-1, *(1,) * (self.x.ndim - 1))
 
@@ -134,7 +134,7 @@ class FlowMapObjective(Objective):
         """Both losses of every row, in their shares: what held-out rows are scored by."""
         shares = (self.diagonal, self.on_diagonal), (1 - self.diagonal, self.off_diagonal)
         losses = [(share, loss(nets, recipe, draw)) for share, loss in shares if share > 0]
-        weighted = [share * self.weighted(loss, draw.x1) for share, loss in losses]
+        weighted = [share * self.weighted(loss, draw.x1[0].numel()) for share, loss in losses]
         plain = [share * loss for share, loss in losses]
         return Losses(torch.stack(weighted).sum(0), torch.stack(plain).sum(0))
 
@@ -142,15 +142,15 @@ class FlowMapObjective(Objective):
         """The mean loss; each row has one of the two, and those on the diagonal cost no more than by CFM."""
         rows = parts(draw.first, len(draw.x1), self.diagonal, draw.x1.device)
         losses = [
-            self.weighted(loss(nets, recipe, chosen(draw, part)), draw.x1)
+            self.weighted(loss(nets, recipe, chosen(draw, part)), draw.x1[0].numel())
             for part, loss in zip(rows, (self.on_diagonal, self.off_diagonal), strict=True)
             if len(part)
         ]
         return torch.cat(losses).mean()
 
-    def weighted(self, loss: PerSample, x1: Points) -> PerSample:
+    def weighted(self, loss: PerSample, dimensions: int) -> PerSample:
         """Each row's loss as it is trained on."""
-        return loss if self.adaptive is None else self.adaptive(loss, x1[0].numel())
+        return loss if self.adaptive is None else self.adaptive(loss, dimensions)
 
     def on_diagonal(self, nets: Nets, recipe: Recipe, draw: Draw) -> PerSample:
         """The loss of CFM."""
