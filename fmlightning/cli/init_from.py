@@ -13,6 +13,7 @@ from fmlightning.runs.checkpoint import layout_differences
 from fmlightning.runs.weights import read_weights
 
 Weights = dict[str, Tensor]
+SECOND_TIME = "duration."
 
 
 def starting_weights(run: str, ema: bool, digest: str | None) -> tuple[Weights, str]:
@@ -54,7 +55,10 @@ def start_from(network: nn.Module, weights: Weights, run: str) -> None:
     Raises:
         ValueError: that run's network is another one.
     """
-    differences = layout_differences(network.state_dict(), weights)
+    own = network.state_dict()
+    # a velocity knows no duration: the layers of a second time are new, and start at zero
+    weights = {**{k: v for k, v in own.items() if k.startswith(SECOND_TIME)}, **weights}
+    differences = layout_differences(own, weights)
     if differences:
         raise ValueError(
             f"init_from={run}: its network is not model.network: {'; '.join(differences)}. "

@@ -35,8 +35,10 @@ NOT_A_RESULT = (
     "download",
 )
 
-NULL_AS_BEFORE = ("background", "has_splits")
-"""Options that are younger than some runs: null is what those were trained with, and changes no name."""
+AS_BEFORE = {"background": None, "has_splits": None, "two_times": False}
+"""Options that are younger than some runs: these values are what those were trained with, and change no name."""
+
+NEITHER = object()
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -62,6 +64,6 @@ def prune(value: Any) -> Any:
         return {
             k: prune(v)
             for k, v in value.items()
-            if k not in NOT_A_RESULT and not (v is None and k in NULL_AS_BEFORE)
+            if k not in NOT_A_RESULT and v is not AS_BEFORE.get(k, NEITHER)
         }
     return value
