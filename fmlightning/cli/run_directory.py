@@ -83,7 +83,9 @@ def require_same_data(path: str | None, fingerprint: str) -> None:
     Raises:
         ValueError: the run's were others.
     """
-    data = {} if path is None else Run(Path(path).parent.parent).manifest.get("data") or {}
+    run = None if path is None else Run(Path(path).parent.parent)
+    inside = run is not None and (run.path / "config.yaml").is_file()
+    data = (run.manifest.get("data") or {}) if run is not None and inside else {}
     before = data.get("fingerprint", fingerprint)
     if before != fingerprint:
         raise ValueError(

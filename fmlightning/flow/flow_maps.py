@@ -56,7 +56,8 @@ class AverageVelocity:
         """
         device = point[0].device.type
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
-            return torch.func.jvp(self.__call__, tuple(point), tuple(tangents))
+            value, derivative = torch.func.jvp(self.__call__, tuple(point), tuple(tangents))[:2]
+        return value, derivative
 
 
 class FlowMapField(NetworkField):

@@ -105,6 +105,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_wrong_config_is_told_before_any_trial(command):
     result = command("find_batch_size", *SMALL, "--model.class_dropout_prob=0.5")
     assert result.returncode == 2

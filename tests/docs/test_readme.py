@@ -67,6 +67,7 @@ def words(line):
     return shlex.split(line, comments=True)[1:]
 
 
+@pytest.mark.slow  # that their options are known is tested in test_commands
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_fit_commands_run(line, fmlightning, place):
     small = ("--evaluation.metrics=[]", "--data.test_size=4") if "FolderData" in line else ()

@@ -36,6 +36,7 @@ def frames(file):
         return image.n_frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", gallery.PICTURES)
 def test_every_picture_is_an_image_with_its_frames(name, tmp_path):
     files = list(gallery.make([name], tmp_path, TINY))

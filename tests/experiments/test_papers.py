@@ -51,6 +51,7 @@ def test_its_network_has_the_published_size(name):
     assert parameter_count(net) == PARAMETERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_fit_runs_two_small_steps(fit, name):
     small = SMALL[network(name)["class_path"]]

@@ -71,11 +71,11 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path):
 
 
 def test_only_unfinished_files_are_cleared(tmp_path):
-    for name in (".last.ckpt.123.tmp", "x.tmp", ".x", "x"):
+    for name in (".last.ckpt.1a2b3c4d.tmp", ".notes.tmp", "x.tmp", ".x", "x"):
         (tmp_path / name).touch()
     (tmp_path / ".folder.tmp").mkdir()
     clear_unfinished(tmp_path)
-    assert names(tmp_path) == [".folder.tmp", ".x", "x", "x.tmp"]
+    assert names(tmp_path) == [".folder.tmp", ".notes.tmp", ".x", "x", "x.tmp"]
     clear_unfinished(tmp_path / "nowhere")
 
 

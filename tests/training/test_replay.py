@@ -65,7 +65,13 @@ def test_another_seed_is_another_run(fit):
 @pytest.mark.parametrize(
     ("config", "step"),
     # mid-epoch, and exactly at the end of an epoch: batches per epoch are 10 and 12
-    [(TOY, 7), (TOY, 10), (TOY, 17), (DIGITS, 7), (DIGITS, 12)],
+    [
+        (TOY, 7),
+        (TOY, 10),
+        (TOY, 17),
+        (DIGITS, 7),
+        pytest.param(DIGITS, 12, marks=pytest.mark.slow),
+    ],
     ids=["toy-7", "toy-epoch-end", "toy-17", "digits-7", "digits-epoch-end"],
 )
 def test_a_stopped_and_resumed_run_ends_like_one_that_was_not(fit, trained, config, step):

@@ -292,7 +292,8 @@ def test_a_run_with_no_whole_checkpoint_is_not_started_again_unasked(trained, re
 def test_what_a_killed_write_left_is_removed_and_never_read(resume, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for name in (".last.ckpt.123.tmp", ".00000008.ckpt.123.tmp"):
+    (run / "manifest.json").write_text('{"status": "new", "config_hash": ""}')
+    for name in (".last.ckpt.1a2b3c4d.tmp", ".00000008.ckpt.1a2b3c4d.tmp"):
         (run / "checkpoints" / name).write_bytes(b"half")
     assert Run(run).last_checkpoint is None
     status, shown = resume(run, "--ckpt_path=auto")
