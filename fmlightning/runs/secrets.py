@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-NAME = re.compile(r"(key|token|secret|passw(or)?d|passphrase|credentials?)(_id)?$", re.IGNORECASE)
+NAME = re.compile(
+    r"(key|token|secret|passw(or)?d|passphrase|credentials?|(^|_)(pat|auth|webhook(_url)?))(_id)?$",
+    re.IGNORECASE,
+)
 OPTION = re.compile(
     r"(^|_)(api_?key|access_?key|auth|token|secret|passw(or)?d|passphrase)$", re.IGNORECASE
 )

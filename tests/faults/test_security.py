@@ -373,6 +373,9 @@ def test_the_source_opens_no_pickle_and_unpacks_no_archive(path):
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
     "HF_TOKEN": "hf_ThisIsNotARealToken",
+    "GITLAB_PAT": "glpat-notARealToken0123",
+    "SLACK_WEBHOOK_URL": "hooks-services-T000-B000-XXXX",
+    "REGISTRY_AUTH": "bm90OmEtcmVhbC1sb2dpbg==",
     "AWS_SECRET_ACCESS_KEY": "not/a/real+secret0123456789",
     "AWS_ACCESS_KEY_ID": "AKIANOTAREALKEYID",
     "GITHUB_TOKEN": "ghp_notARealToken0123",
