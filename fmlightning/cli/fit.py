@@ -3,6 +3,8 @@
 An error in a file is thus reported at once, and a signal during the seconds of the import is not lost.
 """
 
+import os
+
 from fmlightning.cli.config_files import check_files, with_config
 from fmlightning.runs.signals import listening
 
@@ -37,6 +39,9 @@ def checked(command: str, argv: list[str]) -> list[str]:
 
 
 def run(words: list[str]) -> int:
+    if "SLURM_PROCID" not in os.environ:
+        # a shell of an allocation, and no task of it: Lightning would wait for the others
+        os.environ.pop("SLURM_NTASKS", None)
     from fmlightning.cli.flow_cli import run
 
     return run(words)

@@ -42,6 +42,7 @@ from fmlightning.cli.trainer_options import (
     check_trainer,
     check_values,
     of_trainer,
+    ones_own,
 )
 from fmlightning.data.module import FlowData
 from fmlightning.flow.determinism import seeded
@@ -211,7 +212,7 @@ class FlowCLI(OpenCLI):
             callbacks.append(StepProgress())
         if self.subcommand == "fit":
             callbacks += [CommandLineRate(self.changes), GracefulShutdown()]
-        trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
+        trainer.callbacks = [*ones_own(trainer.callbacks, self.folder), *callbacks]
         trainer.logger = self.loggers(trainer.logger)
         trainer.plugins = [*as_list(trainer.plugins), ChecksummedFiles()]
         try:

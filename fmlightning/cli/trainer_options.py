@@ -2,10 +2,12 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 
 from fmlightning.cli.device import slow_bf16
 from fmlightning.cli.messages import leaves
@@ -58,6 +60,26 @@ def check_scheduler(scheduler: dict[str, Any] | None, trainer: Namespace) -> Non
             f"model.scheduler={name} falls until the last step, and trainer.max_time={trainer.max_time} does not tell "
             "which that is: set trainer.max_steps too, or model.scheduler=Constant"
         )
+
+
+def ones_own(callbacks: Any, folder: Path) -> list[Callback]:
+    """The callbacks that a config names, with what they write under the run's own folder.
+
+    Raises:
+        ValueError: one of them is answered by a command here.
+    """
+    given: list[Callback] = (
+        callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    )
+    for callback in given:
+        if isinstance(callback, BatchSizeFinder):
+            raise ValueError(
+                "trainer.callbacks: BatchSizeFinder changes the batch, which keyed draws belong to, while it trains: "
+                "fmlightning find_batch_size with the same options finds the largest, for data.batch_size"
+            )
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder / "checkpoints")
+    return given
 
 
 def check_precision(requested: Any, trainer: Trainer) -> None:

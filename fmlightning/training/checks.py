@@ -10,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fmlightning.data.module import FlowData
 from fmlightning.flow.keys import Key
 from fmlightning.flow.models import evaluate
+from fmlightning.flow.paths.path import Path
 from fmlightning.flow.sources import Gaussian, Source
 
 if TYPE_CHECKING:
@@ -98,23 +99,46 @@ def check_network(module: "FlowMatching", data: str) -> None:
     network, training = module.network, module.network.training
     name = f"model.network {type(network).__name__}"
     network.eval()
+    t = torch.full((2,), 0.5, device=module.device)
+    returned: list[str] = []
+    hook = network.register_forward_hook(lambda _, __, out: returned.append(type(out).__name__))
     try:
         with torch.no_grad():
-            t = torch.full((2,), 0.5, device=module.device)
             evaluate(network, module.recipe.path, x, t, y)
     except TypeError as error:
         raise ValueError(f"{name} must take net(x, t, y=None): {error}") from error
-    except IndexError as error:
+    except AttributeError as error:
+        if returned in ([], ["Tensor"]):
+            raise
         raise ValueError(
-            f"{name} knows fewer labels than the {module.num_classes} of {data}: set "
-            f"model.network.num_classes={module.num_classes}"
+            f"{name} returns a {returned[0]}, and must return a tensor like x"
+        ) from error
+    except IndexError as error:
+        if y is not None and takes_without_labels(network, module.recipe.path, x, t):
+            raise ValueError(
+                f"{name} knows fewer labels than the {module.num_classes} of {data}: set "
+                f"model.network.num_classes={module.num_classes}"
+            ) from error
+        raise ValueError(
+            f"{name} failed as net(x, t, y=None) with x {tuple(x.shape)} and t {tuple(t.shape)}: {error}"
         ) from error
     except RuntimeError as error:
         raise ValueError(
             f"{name} cannot take samples of shape {module.event_shape} from {data}: {error}"
         ) from error
     finally:
+        hook.remove()
         network.train(training)
+
+
+def takes_without_labels(network: nn.Module, path: Path, x: torch.Tensor, t: torch.Tensor) -> bool:
+    """Whether it is the labels that a network cannot take."""
+    try:
+        with torch.no_grad():
+            evaluate(network, path, x, t)
+    except Exception:
+        return False
+    return True
 
 
 def warn_foreign_dropout(network: nn.Module) -> None:
