@@ -77,6 +77,8 @@ class FlowCLI(OpenCLI):
     resolved: dict[str, Any]
     segments: list[dict[str, Any]]
     changes: Changes
+    marked = False
+    """Whether this process made the directory a run's."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         self.requested = args[0] if args else None
@@ -186,7 +188,7 @@ class FlowCLI(OpenCLI):
             with self.naming_options():
                 super().run_subcommand(subcommand)
         except BaseException:
-            if subcommand == "fit" and process_rank() == 0:
+            if self.marked:
                 unmark(self.folder)
             raise
 
@@ -254,7 +256,7 @@ class FlowCLI(OpenCLI):
             self.claim(self.options)  # again: until now another process may have trained it
             if self.options.rerun and self.folder.exists():
                 move_aside(self.folder)
-            mark(self.folder, self.resolved)
+            self.marked = mark(self.folder, self.resolved)
             self.trainer.loggers = [x for x in self.trainer.loggers if reachable(x)]
             print(f"run directory: {self.folder}")
             for name, words in self.datamodule.splits.items():

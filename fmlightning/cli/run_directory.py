@@ -201,11 +201,13 @@ def move_aside(folder: Path) -> None:
     folder.rename(folder.with_name(f"{folder.name}.{n}"))
 
 
-def mark(folder: Path, config: dict[str, Any]) -> None:
-    """Make a directory a run's, by a manifest, before anything else is in it."""
+def mark(folder: Path, config: dict[str, Any]) -> bool:
+    """Make a directory a run's, by a manifest, before anything else is in it; says whether it was none."""
     file = folder / "manifest.json"
-    if not file.exists():
-        write_text(file, json.dumps({"status": "new", "config_hash": config_hash(config)}) + "\n")
+    if file.exists():
+        return False
+    write_text(file, json.dumps({"status": "new", "config_hash": config_hash(config)}) + "\n")
+    return True
 
 
 def unmark(folder: Path) -> None:

@@ -33,6 +33,7 @@ from fmlightning.data.module import FlowData
 from fmlightning.flow.guidance import Guidance
 from fmlightning.flow.labels import LabelOrder, balanced_labels, reference_labels
 from fmlightning.flow.precision import Precision
+from fmlightning.flow.shapes import flat
 from fmlightning.flow.solvers.sampling import sample
 from fmlightning.flow.solvers.solution import Solution
 from fmlightning.flow.solvers.solver import Solver, TrainedField
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
         restored(x0, x[:100], x1).savefig(folder / "samples.png", dpi=130)
     if path is not None:
         print(described(field))
-    failed = index[~x.flatten(1).isfinite().all(1)]
+    failed = index[~flat(x).isfinite().all(1)]
     if len(failed):
         print(
             f"warning: {len(failed)} samples could not be integrated and are NaN: {failed[:10].tolist()}"

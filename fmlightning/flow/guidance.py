@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fmlightning.flow.models import Model, NetworkField
 from fmlightning.flow.paths.predictions import affine, to_endpoints
-from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like
+from fmlightning.flow.shapes import Field, Labels, Points, Times, expand_like, flat
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class GuidedField(Model):
 
 def closest(v0: Points, v1: Points) -> Tensor:
     """s (B,) that brings s v0 closest to v1; 0 where v0 is zero."""
-    v0, v1 = v0.flatten(1), v1.flatten(1)
+    v0, v1 = flat(v0), flat(v1)
     square = v0.square().sum(1)
     return torch.where(
         square > 0, (v0 * v1).sum(1) / square.clamp_min(torch.finfo(v0.dtype).tiny), 0

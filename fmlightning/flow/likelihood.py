@@ -35,6 +35,7 @@ from fmlightning.flow.shapes import (
     PerSample,
     Points,
     Times,
+    flat,
     require_like,
     require_t_range,
 )
@@ -158,14 +159,14 @@ def integrate(
 
     def whole(state: Tensor, t: Tensor) -> Tensor:
         v, div = divergence(field, split(state), t, probe, differentiable)
-        return torch.cat((v.flatten(1), div[:, None]), 1)
+        return torch.cat((flat(v), div[:, None]), 1)
 
     def state_only(state: Tensor, t: Tensor) -> Tensor:
-        return torch.cat((field(split(state), t).flatten(1), torch.zeros_like(state[:, :1])), 1)
+        return torch.cat((flat(field(split(state), t)), torch.zeros_like(state[:, :1])), 1)
 
     with outside_inference(differentiable):
         x1 = x1.clone()
-        state = torch.cat((x1.flatten(1), x1.new_zeros(len(x1), 1)), 1)
+        state = torch.cat((flat(x1), x1.new_zeros(len(x1), 1)), 1)
         solution = solver.solve(whole, state, t1, t0, inner=state_only)
         end = solution.x
         return start_log_prob(source, path, split(end), t0) + end[:, -1], solution.nfe
@@ -215,7 +216,7 @@ def divergence(
         else:
             require_like("probe", probe, "x", x)
             (row,) = gradients(v, x, probe, differentiable)
-            div = (row * probe).flatten(1).sum(1)
+            div = flat(row * probe).sum(1)
     return (v, div) if differentiable else (v.detach(), div)
 
 
@@ -229,7 +230,7 @@ def jacobian_rows(y: Points, x: Points, differentiable: bool = False) -> Iterato
     for direction in torch.eye(y[0].numel(), dtype=y.dtype, device=y.device):
         along = direction.reshape(y.shape[1:]).expand_as(y)
         (row,) = gradients(y, x, along, differentiable)
-        yield row.flatten(1)
+        yield flat(row)
 
 
 def gradients(y: Tensor, x: Tensor, direction: Tensor, differentiable: bool) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ The aliases are read by people and type checkers, and checked at run time while 
 broadcast without a word is refused at all times, by the functions below.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,22 @@ def expand_like(c: Times, x: Tensor) -> Tensor:
     image whose width equals the batch size.
     """
     return c if c.ndim == 0 else c.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def require_choice(owner: object, name: str, known: Sequence[str]) -> None:
+    """Refuse an option of text that is none of those known.
+
+    Raises:
+        ValueError: it is another.
+    """
+    value = getattr(owner, name)
+    if value not in known:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
+
+
+def flat(x: Tensor) -> Tensor:
+    """A vector for each sample, (B, D): of numbers (B,) as well, which have D = 1."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def at(t: float, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fmlightning.flow.keys import KeyedStreams
-from fmlightning.flow.shapes import PerSample, Points
+from fmlightning.flow.shapes import PerSample, Points, flat
 
 
 class Source(ABC):
@@ -88,7 +88,7 @@ class Gaussian(Source):
         return z
 
     def log_prob(self, x: Points) -> PerSample:
-        x = x.flatten(1)
+        x = flat(x)
         return -0.5 * (x.square().sum(1) + x.shape[1] * math.log(2 * math.pi))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fmlightning.flow.keys import Key
 from fmlightning.flow.likelihood import bits_per_dimension, hutchinson_probe, likelihood
 from fmlightning.flow.objectives.maximum_likelihood import Divergence
-from fmlightning.flow.shapes import Labels, PerSample, Points
+from fmlightning.flow.shapes import Labels, PerSample, Points, flat
 from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
 from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
@@ -149,7 +149,7 @@ def divergence_scores(log_p: PerSample, log_q: PerSample) -> dict[str, float]:
 
 def known_log_prob(distribution: Source | None, x: Points) -> PerSample:
     """The log-density of the data's own distribution, or nan where it is not known."""
-    unknown = torch.full_like(x.flatten(1)[:, 0], float("nan"))
+    unknown = torch.full_like(flat(x)[:, 0], float("nan"))
     if distribution is None:
         return unknown
     try:

@@ -14,13 +14,13 @@ import ot
 import torch
 from torch import Tensor
 
-from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.shapes import Labels, Points, flat
 from fmlightning.metrics.metric import SampleMetric, by_name
 
 
 def wasserstein2(x: Points, y: Points) -> float:
     """The 2-Wasserstein distance (1) between two samples, exactly, by POT's network simplex."""
-    cost = ot.dist(x.flatten(1).double().cpu(), y.flatten(1).double().cpu())
+    cost = ot.dist(flat(x).double().cpu(), flat(y).double().cpu())
     a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
     return float(ot.emd2(a, b, cost, numItermax=2_000_000)) ** 0.5
 

@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 
 import fmlightning as package
 from fmlightning.runs.directory import Run
+from fmlightning.runs.lock import lock_file
 from fmlightning.training.module import FlowMatching
 
 QUICK = (
@@ -144,3 +146,15 @@ def test_a_relative_file_of_a_run_is_found_from_elsewhere(start, tmp_path, monke
     (tmp_path / "elsewhere").mkdir()
     os.chdir(tmp_path / "elsewhere")
     assert package.load(run).source.event_shape == (2,)
+
+
+def test_a_command_that_is_refused_leaves_what_another_has_just_marked(start, tmp_path):
+    """Between its mark and its first step a run's directory holds a short manifest, and is locked."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text('{"status": "new", "config_hash": ""}')
+    with FileLock(lock_file(run)):
+        status, shown = start(f"--run_dir={run}")
+    assert status == 2
+    assert "is being trained by" in shown
+    assert (run / "manifest.json").is_file()

@@ -20,7 +20,7 @@ Source: Cheng and Schwing 2025, arXiv:2503.10636, sec. 4.
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -35,7 +35,7 @@ from fmlightning.flow.couplings.coupling import (
     squared_distances,
 )
 from fmlightning.flow.couplings.exact import SOLVERS, MinibatchOT, fastest
-from fmlightning.flow.shapes import Points
+from fmlightning.flow.shapes import Points, require_choice
 
 Difference = Literal["squared", "cosine"]
 
@@ -111,6 +111,7 @@ class C2OT(Coupling):
     ot_batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        require_choice(self, "difference", get_args(Difference))
         require_size(self.ot_batch_size)
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise ValueError(

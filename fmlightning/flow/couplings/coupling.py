@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fmlightning.flow.couplings.potential import Potential
 from fmlightning.flow.keys import Key
-from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.shapes import Labels, Points, flat
 from fmlightning.flow.sources import Source
 
 Conditions = Labels | Float[Tensor, "B K"]
@@ -144,7 +144,7 @@ def squared_distances(x0: Points, x1: Points) -> Matrix:
         raise ValueError(
             f"x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} must have one shape (B, *S)"
         )
-    a, b = x0.flatten(1), x1.flatten(1)
+    a, b = flat(x0), flat(x1)
     # of so many dimensions the products are the longest part, and their rounding is far below the differences
     wide = a.shape[1] > WIDE and a.dtype != torch.float64
     a, b = (x.to(torch.float32 if wide else torch.float64) for x in (a, b))

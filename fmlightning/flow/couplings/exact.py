@@ -13,7 +13,7 @@ interpolation using Lagrangian mass transport".
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -32,7 +32,7 @@ from fmlightning.flow.couplings.coupling import (
     squared_distances,
 )
 from fmlightning.flow.couplings.warm_start import warm_started, without_least
-from fmlightning.flow.shapes import Points
+from fmlightning.flow.shapes import Points, require_choice
 
 Exact = Literal["assignment", "simplex"]
 Method = Literal["fastest", "assignment", "simplex"]
@@ -60,6 +60,7 @@ class MinibatchOT(Coupling):
 
     def __post_init__(self) -> None:
         require_size(self.ot_batch_size)
+        require_choice(self, "method", get_args(Method))
 
     def pairs(
         self, x0: Points, x1: Points, y: Conditions | None, generator: torch.Generator

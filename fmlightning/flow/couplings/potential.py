@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fmlightning.flow.shapes import Labels, Points
+from fmlightning.flow.shapes import Labels, Points, flat
 
 BLOCK = 2**24
 """Numbers of the matrix of (1) that are held at a time."""
@@ -36,7 +36,7 @@ class Potential:
 
     def targets(self, x0: Points, generator: torch.Generator) -> Labels:
         """The k(x0) of (1) for each source point; the generator is drawn from for reg > 0 alone."""
-        x0 = x0.flatten(1).to(self.x1)
+        x0 = flat(x0).to(self.x1)
         size = max(1, BLOCK // max(1, len(x0)))
         best, found = x0.new_full((len(x0),), -math.inf), torch.zeros(len(x0), dtype=torch.int64)
         found = found.to(x0.device)
@@ -55,7 +55,7 @@ class Potential:
     def scores(self, x0: Float[Tensor, "B D"], size: int) -> Iterator[tuple[int, Tensor]]:
         """g_k - |x0 - x_k|^2 + |x0|^2 in blocks of the data, each with its first k."""
         first = 0
-        for x1, g in zip(self.x1.flatten(1).split(size), self.g.split(size), strict=True):
+        for x1, g in zip(flat(self.x1).split(size), self.g.split(size), strict=True):
             yield first, torch.addmm((g - x1.double().square().sum(1)).to(x1), x0, x1.T, alpha=2)
             first += len(x1)
 

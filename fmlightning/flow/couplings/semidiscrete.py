@@ -36,7 +36,7 @@ from fmlightning.flow.couplings.coupling import Conditions, Coupling, Pairs, ref
 from fmlightning.flow.couplings.exact import MinibatchOT
 from fmlightning.flow.couplings.potential import BLOCK, Potential
 from fmlightning.flow.keys import Key
-from fmlightning.flow.shapes import Points
+from fmlightning.flow.shapes import Points, flat
 from fmlightning.flow.sources import Source
 
 
@@ -151,8 +151,8 @@ class Climb:
     def spread(self) -> float:
         """Standard deviation of |x0 - x_k|^2 over k, at most of the first thousand points."""
         x0, _ = self.draw(256, "spread")
-        flat = self.x1[:1000].flatten(1)
-        costs = flat.square().sum(1) - 2 * x0.flatten(1) @ flat.T
+        points = flat(self.x1[:1000])
+        costs = points.square().sum(1) - 2 * flat(x0) @ points.T
         return float(costs.std(1, correction=0).mean()) or 1.0
 
     def blurred(self, reg: float, *name: int) -> tuple[Tensor, float]:
@@ -160,7 +160,7 @@ class Climb:
         x0, _ = self.draw(self.settings.batch_size, "blurred", *name)
         potential, n = self.settings.potential(self.x1, self.g), len(self.g)
         masses, spread = torch.zeros_like(self.g), 0.0
-        for part in x0.flatten(1).split(max(1, BLOCK // n)):
+        for part in flat(x0).split(max(1, BLOCK // n)):
             p = (next(potential.scores(part, n))[1] / reg).softmax(1)
             masses += p.sum(0)
             spread += float((1 / p.square().sum(1)).sum())

@@ -21,7 +21,7 @@ from fmlightning.flow.objectives.objective import Draw, Losses, Nets, Objective,
 from fmlightning.flow.objectives.weightings import Unweighted, Weighting
 from fmlightning.flow.paths.path import Path, PathSample
 from fmlightning.flow.paths.predictions import Prediction, check, domain, target
-from fmlightning.flow.shapes import Labels, PerSample
+from fmlightning.flow.shapes import Labels, PerSample, flat
 
 
 @dataclass(frozen=True)
@@ -139,4 +139,4 @@ def mean_cfm_loss(
 
 def mean_square(error: Tensor) -> PerSample:
     """|error|^2 / D of each sample."""
-    return error.square().flatten(1).mean(1)
+    return flat(error.square()).mean(1)

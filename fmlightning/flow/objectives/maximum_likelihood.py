@@ -15,7 +15,7 @@ arXiv:1810.01367.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -27,8 +27,8 @@ from fmlightning.flow.objectives.cfm import CFM
 from fmlightning.flow.objectives.objective import Draw, Losses, Nets, Objective, Recipe
 from fmlightning.flow.paths.path import Path
 from fmlightning.flow.paths.predictions import Prediction
-from fmlightning.flow.shapes import Labels, PerSample, Points
-from fmlightning.flow.solvers.ode import AdaptiveMethod, ODESolver
+from fmlightning.flow.shapes import Labels, PerSample, Points, require_choice
+from fmlightning.flow.solvers.ode import ADAPTIVE, AdaptiveMethod, ODESolver
 from fmlightning.flow.solvers.solver import TrainedField
 from fmlightning.flow.sources import Source
 
@@ -70,6 +70,8 @@ class MaximumLikelihood(Objective):
         return CFM(self.prediction)
 
     def __post_init__(self) -> None:
+        require_choice(self, "method", ADAPTIVE)
+        require_choice(self, "divergence", get_args(Divergence))
         _ = (
             self.solver,
             self.regression,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fmlightning.flow.shapes import Field, Points
+from fmlightning.flow.shapes import Field, Points, flat
 from fmlightning.flow.solvers.solution import Mask, Solution, SolverError
 
 MOST = 32
@@ -84,7 +84,7 @@ def split(chosen: Mask, suspects: Mask | None) -> tuple[Mask, Mask]:
 
 def suspect_samples(x: Points, v: Points, chosen: Mask) -> Mask:
     """The samples whose state or velocity is not finite, or else the fastest."""
-    finite = x.flatten(1).isfinite().all(1) & v.flatten(1).isfinite().all(1)
+    finite = flat(x).isfinite().all(1) & flat(v).isfinite().all(1)
     if bool((chosen & ~finite).any()):
         return chosen & ~finite
     speed = torch.where(chosen, sizes(v), -1.0)
@@ -93,7 +93,7 @@ def suspect_samples(x: Points, v: Points, chosen: Mask) -> Mask:
 
 def sizes(x: Points) -> Tensor:
     """The largest element of each sample, (B,)."""
-    return x.detach().flatten(1).abs().amax(1)
+    return flat(x.detach()).abs().amax(1)
 
 
 def freeze_others(field: Field, x: Points, chosen: Mask) -> Field:

@@ -22,7 +22,7 @@ from torchdiffeq import odeint
 from fmlightning.flow.keys import KeyedStreams
 from fmlightning.flow.paths.path import Path
 from fmlightning.flow.paths.predictions import affine
-from fmlightning.flow.shapes import Field, Labels, Points, require_time
+from fmlightning.flow.shapes import Field, Labels, Points, flat, require_time
 from fmlightning.flow.solvers.counted import NFECounter as NFECounter
 from fmlightning.flow.solvers.counted import TorchdiffeqField
 from fmlightning.flow.solvers.dpm_solver import DPMSolver2M
@@ -286,7 +286,7 @@ class ODESolver(Solver):
 
     def checked(self, x: Tensor, lost_at: float | None, nfe: int) -> Tensor:
         """The state at the end, all finite; or, of a fixed-step method that may fail, NaN where it is not."""
-        bad = ~x.flatten(1).isfinite().all(1)
+        bad = ~flat(x).isfinite().all(1)
         if lost_at is None or self.failed == "raise" or not self.fixed or bool(bad.all()):
             require_finite(self.method, x, lost_at, nfe)
             return x
@@ -337,7 +337,7 @@ def saved_times(save_at: int | Sequence[float], t0: float, t1: float) -> Tensor:
 def require_finite(method: str, x: Tensor, lost_at: float | None, nfe: int) -> None:
     if lost_at is None:
         return
-    bad = ~x.flatten(1).isfinite().all(1)
+    bad = ~flat(x).isfinite().all(1)
     raise SolverError(
         f"{method} lost {int(bad.sum())} of {len(x)} samples (first: {first_of(bad)}): the state is not finite at "
         f"t={lost_at:.6g}; {nfe} evaluations. The field may be singular there, or the steps too large.",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
+from fmlightning.flow.shapes import flat
+
 Mask = Bool[Tensor, " B"]
 
 
@@ -27,7 +29,7 @@ class Solution:
     @property
     def failed(self) -> Mask:
         """The samples that could not be integrated, where the solver does not raise for them, (B,)."""
-        return ~self.x.flatten(1).isfinite().all(1)
+        return ~flat(self.x).isfinite().all(1)
 
 
 class SolverError(RuntimeError):

@@ -42,6 +42,7 @@ from fmlightning.flow.shapes import (
     Points,
     Times,
     expand_like,
+    flat,
     require_like,
     require_time,
     require_times,
@@ -144,7 +145,7 @@ class GaussianMixture(Source):
 
     def columns(self) -> Float[Tensor, "D K"]:
         """The centres side by side: sums over many components or few dimensions are fast in this layout."""
-        return self.means.flatten(1).T.contiguous()
+        return flat(self.means).T.contiguous()
 
     def transform(self, u: Tensor, z: Tensor) -> Tensor:
         law = self.to(z)
@@ -164,7 +165,7 @@ class GaussianMixture(Source):
             )
         law = self.to(x)
         check_points(x, law)
-        difference = x.flatten(1)[:, :, None] - law.columns()
+        difference = flat(x)[:, :, None] - law.columns()
         return log_joint(law.weights, difference, law.stds.square()).logsumexp(1)
 
     def along(self, path: AffinePath) -> "MixturePath":
@@ -388,7 +389,7 @@ class MixturePath:
                 f"p_t has no density at t={float(t.max()):g}: {type(self.path).__name__} leaves no noise "
                 "around the points of a finite data set there. Stay inside `t_range`, or pass stds > 0."
             )
-        difference = x.flatten(1)[:, :, None] - alpha[:, None] * means
+        difference = flat(x)[:, :, None] - alpha[:, None] * means
         joint = log_joint(law.weights, difference, variance)
         require_reach(joint, x)
         return ComponentTerms(joint, difference, means, s2, alpha, variance)

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from fmlightning.flow.paths.affine import AffinePath
+from fmlightning.flow.shapes import flat
 from fmlightning.flow.theory.mixture import MixturePath, mixture_of
 from fmlightning.metrics.means import MeanWithError
 from fmlightning.training.ema.callback import evaluation_weights
@@ -79,8 +80,8 @@ def errors(
 ) -> tuple[Tensor, Tensor]:
     """Both sides of (1) at each point, (B,): their means estimate one number."""
     dims = xt[0].numel()
-    fm = (v - path.velocity(xt, t)).square().flatten(1).sum(1)
-    cfm = (v - ut).square().flatten(1).sum(1)
+    fm = flat((v - path.velocity(xt, t)).square()).sum(1)
+    cfm = flat((v - ut).square()).sum(1)
     return fm, cfm - dims * path.spread(xt, t)
 
 

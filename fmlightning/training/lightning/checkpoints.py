@@ -93,6 +93,8 @@ class Checkpoints(Checkpoint):
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"checkpoints.{name}={value} must be at least 1, or null")
+        if mode not in ("min", "max"):
+            raise ValueError(f"checkpoints.mode={mode!r} must be min or max")
         if save_top_k < -1:
             raise ValueError(f"checkpoints.save_top_k={save_top_k} must be at least -1 (all)")
         self.every_n_train_steps, self.every_n_epochs = every_n_train_steps, every_n_epochs
