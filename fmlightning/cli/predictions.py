@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import distributed
 
+from fmlightning.runs.files import atomic_write
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -22,7 +24,8 @@ def save_predictions(batches: list[Batch], folder: Path) -> None:
     }
     path = folder / "samples" / "predictions.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
+    with atomic_write(path) as file:
+        np.savez(file, **arrays)
     print(f"{len(arrays['x'])} samples: {path}")
 
 

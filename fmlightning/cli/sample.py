@@ -40,6 +40,7 @@ from fmlightning.flow.solvers.solver import Solver, TrainedField
 from fmlightning.metrics.evaluator import Evaluator, as_it_is
 from fmlightning.metrics.figures import plane, restored, tile
 from fmlightning.runs.directory import Run
+from fmlightning.runs.files import atomic_write
 
 DESCRIPTION = """Generate samples from a trained run.
 
@@ -263,7 +264,8 @@ def write(
     if labels is not None:
         arrays["y"] = labels.numpy()
     numbers, seen = folder / "samples.npz", folder / "samples.png"
-    np.savez(numbers, **arrays)
+    with atomic_write(numbers) as file:
+        np.savez(file, **arrays)
     if x.ndim == 4:
         columns = flow.num_classes if 1 < flow.num_classes <= 20 else min(10, len(x))
         several = labels is not None and columns == flow.num_classes and len(labels.unique()) > 1
@@ -273,11 +275,12 @@ def write(
         pixels = (tile(shown, columns) * 255).round().astype(np.uint8)
         scale = max(1, 640 // pixels.shape[1])
         picture = Image.fromarray(pixels)
-        picture.resize(
-            (pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST
-        ).save(seen)
+        size = pixels.shape[1] * scale, pixels.shape[0] * scale
+        with atomic_write(seen) as file:
+            picture.resize(size, Image.Resampling.NEAREST).save(file, format="PNG")
     elif flow.event_shape == (2,):
-        plane(x).savefig(seen, dpi=130)
+        with atomic_write(seen) as file:
+            plane(x).savefig(file, format="png", dpi=130)
     else:
         return [numbers]
     return [numbers, seen]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from fmlightning.runs.checksum import append_checksum, require_intact
 from fmlightning.runs.files import atomic_write
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def read(path: Path) -> "Tensors | None":
     if not path.exists():
         return None
     try:
+        require_intact(path)
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises one of many for a corrupt file
         warnings.warn(f"{path} cannot be read and is made again: {error}", stacklevel=1)
@@ -80,7 +82,11 @@ def write(path: Path, tensors: Tensors) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             torch.save({key: value.cpu() for key, value in tensors.items()}, file)
-    except OSError as error:
+            append_checksum(file, 0)
+    except (OSError, RuntimeError) as error:
+        # torch.save turns an error of the disk into a RuntimeError of its own
+        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+            raise
         warnings.warn(
             f"{path} cannot be written, so it will be made again: {error}; ${VARIABLE} names another folder",
             stacklevel=1,

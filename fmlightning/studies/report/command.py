@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmlightning.cli.argparser import Parser, choices
+from fmlightning.runs.files import write_text
 from fmlightning.studies.report.axes import Value, called, same, split
 from fmlightning.studies.report.cells import ReportCells, cells_of
 from fmlightning.studies.report.document import TITLES, Document
@@ -223,5 +224,5 @@ def write_expected(
     found: FoundRuns, kinds: Sequence[ReportCells], path: Path, command: str
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(expected(found, kinds, command), indent=2) + "\n")
+    write_text(path, json.dumps(expected(found, kinds, command), indent=2) + "\n")
     print(f"written: {path}")

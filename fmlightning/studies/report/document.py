@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table as Printed
 
 from fmlightning.cli.argparser import console
+from fmlightning.runs.files import atomic_write, write_text
 from fmlightning.studies.report import figures, formats, page
 from fmlightning.studies.report.axes import Value, called
 from fmlightning.studies.report.cells import ReportCells
@@ -164,11 +165,11 @@ class Document:
         """All files."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.texts.items():
-            (folder / name).write_text(text)
+            write_text(folder / name, text)
         for name, figure in self.drawn.items():
             save(figure, folder / f"{file_name(name)}.{extension}")
         sections = [*self.sections, *self.rest()]
-        (folder / PAGE).write_text(page.page(self.title, sections, self.command))
+        write_text(folder / PAGE, page.page(self.title, sections, self.command))
         drawn = [f"{file_name(name)}.{extension}" for name in self.drawn]
         print(f"written: {folder}/{', '.join([PAGE, *self.texts, *drawn])}")
 
@@ -220,4 +221,5 @@ def png(figure: "Figure") -> bytes:
 def save(figure: "Figure", path: Path) -> None:
     # without a date: the same runs give the same file
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-    figure.savefig(path, dpi=150, metadata=metadata)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
