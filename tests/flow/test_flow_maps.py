@@ -88,6 +88,8 @@ EXACT = {
 @pytest.mark.parametrize("objective", EXACT.values(), ids=EXACT)
 def test_the_exact_map_of_the_marginal_velocity_has_no_loss(path, objective):
     """16 Runge-Kutta steps leave 1e-5; each bug below leaves 0.05 and more."""
+    if path != Linear() and objective not in (LSD(), MeanFlow()):
+        pytest.skip("the others are held on one path")
     u = AverageVelocity(AverageOracle(MIXTURE.along(path), 16), path)
     assert root_mean_square(objective.off(u, pair_on(path, 32))) < 1e-4
 

@@ -13,7 +13,11 @@ SHORT = (
     "--model.network.width=16", "--model.network.depth=2", "--data.val_size=64", "--data.test_size=200",
     "--data.batch_size=32", "--evaluation.metrics=[{class_path: Wasserstein, init_args: {subsets: 1, size: 100}}]",
 )  # fmt: skip
-OBJECTIVES = ("LSD", "PSD", "MeanFlow", "ESD", "AlphaFlow")
+OBJECTIVES = (
+    "LSD",
+    "MeanFlow",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("PSD", "ESD", "AlphaFlow")),
+)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

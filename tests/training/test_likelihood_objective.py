@@ -163,6 +163,7 @@ def test_a_run_is_repeated_and_resumed_bit_for_bit(fit, divergence):
     assert not [name for name in columns if "bin" in name]
 
 
+@pytest.mark.slow
 def test_it_is_chosen_by_name_for_labelled_images_too(fit):
     run = fit(
         "images/digits", "--model.objective=MaximumLikelihood",

@@ -159,7 +159,7 @@ def test_a_judge_of_the_density_of_images_refuses_latents(fmlightning, repositor
     status, shown = fmlightning(
         "fit", "--config", repository / "configs/images/digits_latent.yaml",
         "--evaluation.metrics=[{class_path: NegativeLogLikelihood}]", f"--run_dir={tmp_path / 'run'}",
-        "--wandb.mode=disabled",
+        "--wandb.mode=disabled", "--data.autoencoder.init_args.steps=20",
     )  # fmt: skip
     assert (status, "this one is of the latents" in shown) == (2, True), shown
     assert not (tmp_path / "run").exists()
