@@ -25,12 +25,12 @@ def lock(folder: Path) -> None:
     """Lock a run directory until `unlock`, or until the process has ended.
 
     Raises:
-        ValueError: a process that is alive has locked it.
+        ValueError: a process that is alive has locked it, or nothing can be written there.
     """
     path = lock_file(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     file_lock = FileLock(path, timeout=1)  # another may be reading who the owner is
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(NotImplementedError):
             file_lock.acquire()
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
@@ -38,6 +38,11 @@ def lock(folder: Path) -> None:
     except Timeout as error:
         raise ValueError(
             f"{folder} is being trained by {owner(folder)}: wait until it has ended, or stop it"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"run_dir={folder} cannot be written ({error.strerror}): name another directory with --run_dir, or another "
+            "root with $FMLIGHTNING_RUNS"
         ) from error
 
 

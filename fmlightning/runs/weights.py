@@ -61,6 +61,26 @@ def average(checkpoint: dict[str, Any], file: Path) -> dict[str, "Tensor"]:
     return state["shadow"]
 
 
+def read_header(text: str) -> dict[str, Any]:
+    """The record in the header of an export; empty where another program wrote something else there."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def of_a_flow(record: dict[str, Any]) -> bool:
+    """Whether a record says what the samples of its network are."""
+    flow = record.get("flow")
+    return (
+        isinstance(flow, dict)
+        and isinstance(flow.get("event_shape"), list)
+        and "num_classes" in flow
+        and ("num_bins" in flow or "levels" in flow)
+    )
+
+
 def read_export(folder: Path, ema: bool = True) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The weights of an exported network, and their record as in `read_weights`.
 
@@ -73,11 +93,11 @@ def read_export(folder: Path, ema: bool = True) -> tuple[dict[str, "Tensor"], di
     path = folder / EXPORTED
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("fmlightning", "{}"))
+            record = read_header((file.metadata() or {}).get("fmlightning", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if "flow" not in record:
+    if not of_a_flow(record):
         raise ValueError(
             f"{path} was not written by `fmlightning export`: its header does not say what samples are; read it "
             "with safetensors.torch.load_file"

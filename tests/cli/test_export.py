@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import fmlightning as package
 from fmlightning.runs.directory import Run
-from fmlightning.runs.weights import read_weights
+from fmlightning.runs.weights import read_export, read_weights
 
 SMALL = ("--trainer.max_steps=4", "--data.val_size=64", "--evaluation.metrics=[]")
 
@@ -193,3 +193,16 @@ def test_the_package_says_that_it_is_typed():
     from importlib.resources import files
 
     assert (files("fmlightning") / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["{", "3", "[]", '{"flow": 1}', '{"flow": {"event_shape": 2}}', "[" * 100_000],
+    ids=range(6),
+)
+def test_a_header_that_another_program_wrote_is_told_with_its_file(tmp_path, header):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"fmlightning": header})
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors was not written by `fmlightning export`"
+    ):
+        read_export(tmp_path)

@@ -1,9 +1,11 @@
 """One process trains a run directory at a time."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,14 @@ def test_fit_refuses_a_directory_that_another_process_trains(
     assert status == 2
     assert f"is being trained by process {holder.pid}" in shown
     assert [p.name for p in tmp_path.iterdir()] == [lock_file(tmp_path / "run").name]
+
+
+def test_a_place_that_cannot_be_written_is_named_by_its_option(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        ValueError, match=r"run_dir=.*cannot be written \(Permission denied\).*--run_dir"
+    ):
+        lock(tmp_path / "run")
