@@ -12,8 +12,10 @@ from importlib import import_module
 from types import NoneType
 from typing import Any, NoReturn, get_args
 
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning_utilities.core.enums import StrEnum
 
 from fmlightning.cli.allowed import guarded
 from fmlightning.cli.explain import explain
@@ -32,6 +34,11 @@ guard_imports(guarded)
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
 # `sigma_min` of Linear is not that of VarianceExploding; an optimiser's `lr`, and all else outside the mathematics, is
 forget_on_change("fmlightning.flow")
+
+# a default of Lightning that is text and an enumeration at once, as the interval of its Timer
+yaml.SafeDumper.add_multi_representer(
+    StrEnum, lambda dumper, value: dumper.represent_str(str(value.value))
+)
 
 
 def import_public_classes() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 
 from fmlightning.cli.device import slow_bf16
 from fmlightning.cli.messages import leaves
@@ -76,6 +76,11 @@ def ones_own(callbacks: Any, folder: Path) -> list[Callback]:
             raise ValueError(
                 "trainer.callbacks: BatchSizeFinder changes the batch, which keyed draws belong to, while it trains: "
                 "fmlightning find_batch_size with the same options finds the largest, for data.batch_size"
+            )
+        if isinstance(callback, LearningRateFinder):
+            raise ValueError(
+                "trainer.callbacks: LearningRateFinder sets model.lr, and the rate here is an option of the optimiser: "
+                "compare values of model.optimizer.lr with fmlightning sweep"
             )
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints")
