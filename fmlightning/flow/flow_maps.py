@@ -23,7 +23,7 @@ from fmlightning.flow.shapes import Labels, Points, Times, expand_like
 
 
 def takes_two_times(network: nn.Module) -> bool:
-    """Whether a network predicts average velocities: it takes `to`, and was not built without it."""
+    """Whether a network predicts average velocities: it takes *to*, and was not built without it."""
     takes = "to" in inspect.signature(network.forward).parameters
     return takes and getattr(network, "duration", network) is not None
 
@@ -64,7 +64,7 @@ class FlowMapField(NetworkField):
     """The flow map of a network of two times, and on its diagonal the velocity.
 
     Args:
-        network: `net(x, t, y=None, to=None) -> like x`, the average velocity from t to `to`.
+        network: `net(x, t, y=None, to=None) -> like x`, the average velocity from t to *to*.
         path: the path it was trained on.
     """
 

@@ -58,7 +58,7 @@ def evaluate(
     """The network's output in x's precision, for an input scaled as the path asks and a time for each sample.
 
     The path is computed in the precision of x, the network in that of its weights. A network of two times is given
-    `to` as well.
+    *to* as well.
 
     Raises:
         ValueError: t is no time of the path, or the output has not the shape of x.

@@ -103,8 +103,8 @@ class DiT(nn.Module):
         mlp_ratio: units of an MLP for each channel of a token.
         dropout: probability of dropping an element at the end of a branch; 0 switches it off.
         frequencies: the smallest and the largest of the time features, in radians per unit of time.
-        two_times: whether the network takes a second time `to`, as flow maps need, and predicts the average velocity
-            from t to `to`. Its layers come last and start at zero, so that weights trained without them fit.
+        two_times: whether the network takes a second time *to*, as flow maps need, and predicts the average velocity
+            from t to *to*. Its layers come last and start at zero, so that weights trained without them fit.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class DiT(nn.Module):
             to: the second time, (B,), of a network with `two_times`; None stands for t.
 
         Raises:
-            ValueError: x has other channels or a size that the patch does not divide, streams are missing, or `to` is
+            ValueError: x has other channels or a size that the patch does not divide, streams are missing, or *to* is
                 given to a network of one time.
         """
         self.check(x)

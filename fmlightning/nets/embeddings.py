@@ -66,7 +66,7 @@ class TimeFeatures(nn.Module):
 
 
 class Duration(nn.Module):
-    """What a network learns of `to - t`, for one that has two times: zero at first, whatever the times.
+    """What a network learns of *to* - t, for one that has two times: zero at first, whatever the times.
 
     Args:
         width: of the embedding it is added to.
@@ -81,7 +81,7 @@ class Duration(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, t: PerSample, to: PerSample | None) -> Float[Tensor, "B width"]:
-        """The embedding of `to - t`; without `to`, of zero."""
+        """The embedding of *to* - t; without *to*, of zero."""
         h = torch.zeros_like(t) if to is None else to - t
         return self.output(F.silu(self.hidden(self.features(h))))
 

@@ -34,8 +34,8 @@ class TimeMLP(nn.Module):
         depth: number of hidden layers.
         num_classes: number of labels; 0 makes a network without labels, which ignores them.
         dropout: probability of dropping a hidden unit; 0 switches it off.
-        two_times: whether the network takes a second time `to`, as flow maps need, and predicts the average velocity
-            from t to `to`. Its layers come last and start at zero, so that weights trained without them fit.
+        two_times: whether the network takes a second time *to*, as flow maps need, and predicts the average velocity
+            from t to *to*. Its layers come last and start at zero, so that weights trained without them fit.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TimeMLP(nn.Module):
             to: the second time, (B,), of a network with `two_times`; None stands for t.
 
         Raises:
-            ValueError: x is not (B, dim), streams are missing, or `to` is given to a network of one time.
+            ValueError: x is not (B, dim), streams are missing, or *to* is given to a network of one time.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(

@@ -65,8 +65,8 @@ class UNet(nn.Module):
         init: "plain" is torch's own with last layers at zero; "edm" is Xavier's without biases, and last layers
             that are small, so that the first prediction is nearly zero.
         frequencies: the smallest and the largest of the time features, in radians per unit of time.
-        two_times: whether the network takes a second time `to`, as flow maps need, and predicts the average velocity
-            from t to `to`. Its layers come last and start at zero, so that weights trained without them fit.
+        two_times: whether the network takes a second time *to*, as flow maps need, and predicts the average velocity
+            from t to *to*. Its layers come last and start at zero, so that weights trained without them fit.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class UNet(nn.Module):
 
         Raises:
             ValueError: x has other channels or a size that cannot be halved often enough, streams are missing, or
-                `to` is given to a network of one time.
+                *to* is given to a network of one time.
         """
         self.check(x)
         if self.duration is None:
