@@ -71,6 +71,10 @@ class Source(ABC):
         return self
 
     def check(self, shape: Sequence[int]) -> None:
+        if hasattr(type(self), "uniforms"):
+            raise ValueError(
+                f"{type(self).__name__} says uniforms, which is called num_uniforms now: rename it"
+            )
         if self.event_shape is not None and tuple(shape[1:]) != self.event_shape:
             raise ValueError(
                 f"{type(self).__name__} gives samples of shape {self.event_shape}, "

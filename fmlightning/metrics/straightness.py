@@ -11,6 +11,8 @@ Source: the energy is that of Tong et al. 2024, arXiv:2302.00482, who compare it
 straightness of Liu et al. 2023, arXiv:2209.03003, is E - C.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,4 +45,8 @@ class Straightness(Metric):
         if not self.count:
             return {}
         energy, cost = float(self.energy / self.count), float(self.cost / self.count)
-        return {"path_energy": energy, "transport_cost": cost, "straightness": energy / cost}
+        return {
+            "path_energy": energy,
+            "transport_cost": cost,
+            "straightness": energy / cost if cost else math.nan,
+        }

@@ -1,5 +1,6 @@
 """What is refused before any training, because data, model and options do not fit."""
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,10 @@ def check_network(module: "FlowMatching", data: str) -> None:
     module.recipe.coupling.pairs(x, x, y, Key(0).generator())
     network, training = module.network, module.network.training
     name = f"model.network {type(network).__name__}"
+    if "rows" in inspect.signature(network.forward).parameters:
+        raise ValueError(
+            f"{name} takes rows, which are called streams now: rename the argument, or it is given none"
+        )
     network.eval()
     t = torch.full((2,), 0.5, device=module.device)
     returned: list[str] = []

@@ -83,6 +83,8 @@ class Broken(Swapped):
     def forward(self, x, t, y=None): return [x][3]
 class Pair(Swapped):
     def forward(self, x, t, y=None): return x, t
+class OldName(Swapped):
+    def forward(self, x, t, y=None, rows=None): return super().forward(t, x)
 """
 
 
@@ -92,6 +94,7 @@ class Pair(Swapped):
         ("Swapped", "net(x, t, y=None)"),
         ("Broken", "list index out of range"),
         ("Pair", "returns a tuple"),
+        ("OldName", "rows, which are called streams now"),
     ],
 )
 def test_a_network_of_ones_own_is_told_what_it_did(
